@@ -1,2 +1,346 @@
+"""One frozen tree of settings. YAML file + dotted overrides -> `Config`; unknown keys and bad values are errors.
+
+`load_config("configs/tiny.yaml", ["--rollouts.num_samples", "8"])`. The resolved tree is saved in the run folder, so
+a run can be repeated from its own `config.yaml`. Knows no stage and no model.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+
 class SsbError(Exception):
-    """An error a user can act on: what was expected, what came, what to do."""
+    """An error a user can act on: what was expected, what came, what to do. The command line prints it and exits 1."""
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, no unknown keys, each field documented by the string under it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Model(Section):
+    """The base model, which is teacher and (with LoRA) student."""
+
+    path: str
+    """Hub id, local folder, or `builtin:tiny`: a checkpoint in Qwen2 format."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer, when it is not the model's."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights and the matrix products; `auto` is bfloat16 on accelerators and float32 on CPU."""
+
+
+class Data(Section):
+    """A set of questions with final answers."""
+
+    path: str
+    """A JSONL file, a hub id for `datasets`, or `builtin:arithmetic`."""
+    name: str | None = None
+    """The hub data set's configuration (`main` for openai/gsm8k)."""
+    split: str = "train"
+    revision: str | None = None
+    question_column: str = "question"
+    answer_column: str = "answer"
+    answer_pattern: str | None = None
+    """Regular expression whose first group is the final answer; `'#### *(.+)'` for GSM8K. None: the whole column."""
+    id_column: str | None = None
+    """Column holding a stable id. None: the id is made from the question's text."""
+    limit: Count | None = None
+    """Use the first `limit` questions (after the shuffle)."""
+    shuffle_seed: int | None = None
+    """Shuffle with this seed. None: file order, as published."""
+
+
+class Prompts(Section):
+    """How questions become messages. Each template is a name in `ssb_jax/prompts` or the path of a text file."""
+
+    system: str = "tutor"
+    """The system message; `none` sends no system message."""
+    question: str = "question"
+    """The user message of a bare question, with {{ question }}."""
+    hinted: str = "hinted"
+    """The teacher's user message, with {{ question }}, {{ correct }} and {{ incorrect }}."""
+    examples: str | None = None
+    """Worked example turns (YAML: a list of question, solution, and correct + incorrect for the hinted prompt)."""
+    student_prompt: Literal["chat", "flat"] = "chat"
+    """What the student is trained on: the chat template, or `flat` = the published scripts' system and user text
+    joined by one space."""
+    teach_stop: bool = True
+    """Match the teacher at the end-of-turn token too. The published scripts leave it out (`false`)."""
+
+
+class Sampling(Section):
+    """How tokens are drawn. What is None comes from the model's generation_config.json, then transformers' defaults."""
+
+    temperature: NotNegative | None = None
+    """0 is greedy."""
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """0 is off."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """1 is off."""
+    min_p: Fraction | None = None
+    """0 is off."""
+    repetition_penalty: Positive | None = None
+    """1 is off."""
+    max_new_tokens: Count = 1024
+
+
+class Rollouts(Sampling):
+    """Step 1: the base model answers each question `num_samples` times."""
+
+    num_samples: Annotated[int, Field(ge=2)] = 4
+    """K. At least 2: a question needs a correct and an incorrect rollout."""
+    block_size: Count | None = 256
+    """Questions are taken in blocks of this size until there are enough pairs. None: all at once."""
+    attempts: Count = 2
+    """How often a failed generation is tried before it is recorded as failed."""
+
+
+class Grading(Section):
+    """The verifier: sympy in worker processes with hard limits."""
+
+    time_limit: Annotated[float, Field(gt=0, le=60)] = 1.5
+    """Seconds a response."""
+    workers: Count | None = None
+    """Worker processes; None is one a core."""
+
+
+class Teaching(Sampling):
+    """Step 3: the same model sees question + hints and writes the solution that the student will learn."""
+
+    max_pairs: Count | None = 256
+    """Stop at this many pairs, in question order. None: use every question."""
+    attempts: Count = 1
+    """Solutions tried per hint until one verifies. 1 as published."""
+    min_wrong_count: Count = 1
+    """Ask that the wrong answer be given by at least this many rollouts."""
+
+
+class Targets(Section):
+    """Step 4: the teacher's distribution on the reply tokens."""
+
+    encoding: Literal["hidden", "logits"] = "hidden"
+    """`hidden`: the state after the last norm, exact through the frozen head at 2 x D bytes a token in bfloat16.
+    `logits`: the full vocabulary, as the published scripts store it."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the stored numbers; `auto` is the model's dtype."""
+    batch_size: Count = 8
+    """Pairs in a teacher forward pass."""
+
+
+class Lora(Section):
+    """The student's adapter."""
+
+    rank: Count = 32
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[
+        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
+    ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Distillation(Section):
+    """Step 5: the student matches the teacher. The defaults are the published run's."""
+
+    loss: str = "ssb"
+    """A name of `ssb_jax/losses/menu.py`, or `module:function` of your own."""
+    temperature: Positive = 2.0
+    """Softens both distributions; the loss is multiplied by its square."""
+    kl_weight: Fraction = 1.0
+    """w: the loss is w times the divergence plus (1 - w) times the cross-entropy on the reply."""
+    learning_rate: Positive = 2e-4
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: Positive | None = 1.0
+    batch_size: Count = 4
+    """Examples in an optimizer step."""
+    epochs: Count = 3
+    max_length: Annotated[int, Field(ge=2)] = 8192
+    """Tokens of prompt + reply; a longer prompt is cut on the left, a longer reply on the right, both counted."""
+    chunk_tokens: Count = 512
+    """Reply tokens that pass through the head at a time."""
+    remat: Literal["none", "full", "dots"] = "full"
+    """What the backward pass recomputes: nothing, every layer, or all but the matrix products."""
+    checkpoint_every: Count = 50
+    """Steps between checkpoints."""
+    keep_checkpoints: Count = 2
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+class EvaluationSet(Section):
+    """One benchmark: questions, and how answers are drawn."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    data: Data
+    sampling: Sampling = Sampling(temperature=0.0)
+    num_samples: Count = 1
+    """n samples a question; pass@1 is their mean."""
+
+
+class Evaluation(Section):
+    """Step 6: base and adapter on the same questions."""
+
+    sets: tuple[EvaluationSet, ...] = ()
+    pass_at: tuple[Count, ...] = (1,)
+    """The k of pass@k; each must not exceed a set's num_samples to be reported."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    bootstrap: Annotated[int, Field(ge=100)] = 10_000
+    """Resamples of the bootstrap."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Evaluation":
+        names = [s.name for s in self.sets]
+        if len(set(names)) != len(names):
+            raise ValueError(f"the names of evaluation.sets must differ, got {names}")
+        return self
+
+
+class Mesh(Section):
+    """How many devices each mesh axis has; one of them may be -1, the rest."""
+
+    data: int = 1
+    """Copies of the model, each with a part of the batch."""
+    fsdp: int = -1
+    """Devices over which weights and batch are split."""
+    tensor: int = 1
+    """Devices over which heads, feed-forward and vocabulary are split."""
+
+
+class Engine(Section):
+    """The rollout engine. These change its speed, never its tokens."""
+
+    slots: Count | None = None
+    """Sequences decoded at once. None: chosen to fit the memory."""
+    chunk: Count = 16
+    """Tokens decoded between two looks at which sequences ended."""
+    max_failed: Fraction = 0.1
+    """Stop when more than this share of the sequences failed."""
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    seed: int = 0
+    model: Model
+    questions: Data
+    prompts: Prompts = Prompts()
+    rollouts: Rollouts = Rollouts()
+    grading: Grading = Grading()
+    teaching: Teaching = Teaching()
+    targets: Targets = Targets()
+    lora: Lora = Lora()
+    distillation: Distillation = Distillation()
+    evaluation: Evaluation = Evaluation()
+    mesh: Mesh = Mesh()
+    engine: Engine = Engine()
+    compilation_cache: str | None = "~/.cache/ssb-jax/xla"
+    """Folder of XLA's persistent compilation cache; None switches it off."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file and applies overrides such as `--lora.rank 8` or `--lora.rank=8`.
+
+    Raises:
+      SsbError: the file is missing or not YAML, a key is unknown (with the nearest known one), a value is not valid.
+    """
+    path = Path(path)
+    try:
+        tree = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise SsbError(
+            f"no configuration file {path}; expected a YAML file such as configs/tiny.yaml"
+        ) from None
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise SsbError(f"{path} cannot be read as YAML: {error}") from None
+    if not OmegaConf.is_dict(tree):
+        raise SsbError(f"{path}: expected settings as `key: value`, got {type(tree).__name__}")
+    try:
+        merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(_dotlist(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise SsbError(f"settings of {path} and {list(overrides)}: {error}") from None
+    return config_from_dict(values, source=str(path))
+
+
+def config_from_dict(values: Any, *, source: str = "settings") -> Config:
+    """Validates a nested dict.
+
+    Raises:
+      SsbError: listing every unknown key and every value that is not valid.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        raise SsbError(f"{source}: " + "; ".join(lines)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML; `load_config` of it gives an equal Config."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _dotlist(overrides: Sequence[str]) -> list[str]:
+    """`["--a.b", "1", "--c=2"]` -> `["a.b=1", "c=2"]`."""
+    items, pending = [], None
+    for word in overrides:
+        if pending is not None:
+            items.append(f"{pending}={word}")
+            pending = None
+        elif word.startswith("--") and len(word) > 2:
+            key, equals, value = word[2:].partition("=")
+            key = key.replace("-", "_")
+            if equals:
+                items.append(f"{key}={value}")
+            else:
+                pending = key
+        else:
+            raise SsbError(f"expected an override `--section.key value`, got {word!r}")
+    if pending is not None:
+        raise SsbError(f"the override --{pending} has no value")
+    return items
+
+
+def _explain(error: dict) -> str:
+    """One validation error as `key: what is wrong`, with the nearest known key for an unknown one."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(
+            str(error["loc"][-1]), _known_keys(error["loc"][:-1]), n=1, cutoff=0.5
+        )
+        return f"unknown setting {where}" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "missing":
+        return f"{where} is required"
+    return f"{where}: {error['msg'].lower()}, got {error['input']!r}"
+
+
+def _known_keys(location: tuple) -> list[str]:
+    """The field names of the section at a location such as ("evaluation", "sets", 0)."""
+    section: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        inner = [
+            a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
+        section = inner[0] if inner else annotation
+    return list(section.model_fields)
