@@ -148,9 +148,15 @@ class Lora(Section):
     rank: Count = 32
     alpha: Positive = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: tuple[
-        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
-    ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
 
 class Distillation(Section):
@@ -265,9 +271,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = OmegaConf.load(path)
     except FileNotFoundError:
-        raise SsbError(
-            f"no configuration file {path}; expected a YAML file such as configs/tiny.yaml"
-        ) from None
+        raise SsbError(f"no configuration file {path}; expected a YAML file such as configs/tiny.yaml") from None
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         raise SsbError(f"{path} cannot be read as YAML: {error}") from None
     if not OmegaConf.is_dict(tree):
@@ -323,9 +327,7 @@ def _explain(error: dict) -> str:
     """One validation error as `key: what is wrong`, with the nearest known key for an unknown one."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(
-            str(error["loc"][-1]), _known_keys(error["loc"][:-1]), n=1, cutoff=0.5
-        )
+        near = difflib.get_close_matches(str(error["loc"][-1]), _known_keys(error["loc"][:-1]), n=1, cutoff=0.5)
         return f"unknown setting {where}" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] == "missing":
         return f"{where} is required"
@@ -339,8 +341,6 @@ def _known_keys(location: tuple) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = section.model_fields[part].annotation
-        inner = [
-            a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
+        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
         section = inner[0] if inner else annotation
     return list(section.model_fields)
