@@ -38,7 +38,6 @@ class DropReason(StrEnum):
     NEITHER = "neither"  # no rollout with a graded answer at all
     PROMPT_TOO_LONG = "prompt_too_long"  # the hinted prompt does not fit the model's context
     TEACHER_NOT_CORRECT = "teacher_not_correct"  # see the verdict's outcome
-    LEAKS_HINT = "leaks_hint"  # the solution mentions the attempts (opt-in check)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,0 +1,150 @@
+"""Ask the model, keep what it says, grade it: what rollouts, teaching and evaluation have in common.
+
+Answers are appended to a file as they finish, so that a call that was cut off goes on with what is missing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ssb_jax.answers import Grade, GraderPool, strict_equal
+from ssb_jax.artifacts import appending, drop_partial_line, read_jsonl
+from ssb_jax.config import Grading, SsbError
+from ssb_jax.console import note, progress
+from ssb_jax.model.lora import Lora
+from ssb_jax.records import Outcome, Rollout, StopReason, Verdict
+from ssb_jax.sampling import Completion, Request, SamplingParams, generate
+from ssb_jax.workspace import Workspace
+
+PART = "part-00000.jsonl"
+
+
+def answer(
+    prompts: Mapping[str, Sequence[int]],
+    *,
+    num_samples: int,
+    params: SamplingParams,
+    folder: Path,
+    workspace: Workspace,
+    seed: int,
+    description: str,
+    lora: Lora | None = None,
+    attempts: int = 1,
+) -> dict:
+    """Samples `num_samples` answers to each prompt into `folder`, continuing what is there.
+
+    Args:
+      prompts: question id -> prompt token ids.
+      seed: with question id and sample index it determines the answer.
+      attempts: how often a failed generation is tried before it is recorded as failed.
+
+    Returns:
+      Counts: rows, tokens, by stop reason.
+    """
+    path = folder / PART
+    drop_partial_line(path)
+    done = _done(path, prompts, num_samples)
+    requests = [
+        Request(id=key, prompt_ids=tuple(ids), params=params, samples=missing)
+        for key, ids in prompts.items()
+        if (missing := tuple(s for s in range(num_samples) if (key, s) not in done))
+    ]
+    total = len(prompts) * num_samples
+    if requests:
+        with appending(path) as append, progress(description, total, done=len(done)) as advance:
+            for completion in _generate_retrying(
+                requests, attempts=attempts, seed=seed, lora=lora, workspace=workspace
+            ):
+                append(_rollout(completion, prompts, workspace))
+                advance()
+    return count_rollouts(read_jsonl(path, Rollout)) if total else {"rows": 0}
+
+
+def _done(path: Path, prompts: Mapping[str, Sequence[int]], num_samples: int) -> set[tuple[str, int]]:
+    rows = read_jsonl(path, Rollout) if path.exists() else []
+    keys = [(row.question_id, row.sample) for row in rows]
+    done = set(keys)
+    strange = [key for key in done if key[0] not in prompts or key[1] >= num_samples]
+    if strange or len(done) < len(keys):
+        what = f"a row for {strange[0]}" if strange else "a row twice"
+        raise SsbError(f"{path} has {what}, which this run does not ask for; delete {path.parent} to make it again")
+    return done
+
+
+def _generate_retrying(
+    requests: list[Request], *, attempts: int, seed: int, lora: Lora | None, workspace: Workspace
+) -> Iterator[Completion]:
+    """Yields one completion a sample; failed ones are tried again, with other random numbers, before they count."""
+    by_id = {request.id: request for request in requests}
+    for attempt in range(attempts):
+        failed: dict[str, list[int]] = {}
+        for completion in generate(
+            workspace.model,
+            requests,
+            seed=seed + attempt * 1_000_003,
+            lora=lora,
+            settings=workspace.config.engine,
+            mesh=workspace.mesh,
+        ):
+            if completion.stop is StopReason.FAILED and attempt + 1 < attempts:
+                failed.setdefault(completion.id, []).append(completion.sample)
+            else:
+                yield completion
+        requests = [replace(by_id[key], samples=tuple(sorted(samples))) for key, samples in failed.items()]
+        if not requests:
+            return
+        note(f"{sum(len(r.samples) for r in requests)} failed generations are tried again")
+
+
+def _rollout(completion: Completion, prompts: Mapping[str, Sequence[int]], workspace: Workspace) -> Rollout:
+    return Rollout(
+        question_id=completion.id,
+        sample=completion.sample,
+        text=workspace.chat.decode(completion.token_ids),
+        token_ids=tuple(completion.token_ids),
+        stop=completion.stop,
+        prompt_tokens=len(prompts[completion.id]),
+        detail=completion.detail,
+    )
+
+
+def load_rollouts(folder: Path, order: Sequence[str]) -> list[Rollout]:
+    """The answers in a folder, in question order and by sample."""
+    rank = {key: i for i, key in enumerate(order)}
+    rows = [row for path in sorted(folder.glob("part-*.jsonl")) for row in read_jsonl(path, Rollout)]
+    return sorted(rows, key=lambda row: (rank[row.question_id], row.sample))
+
+
+def count_rollouts(rows: Sequence[Rollout]) -> dict:
+    """Rows, sampled tokens, and rows by stop reason."""
+    stops = {reason.value: sum(row.stop is reason for row in rows) for reason in StopReason}
+    return {"rows": len(rows), "tokens": sum(len(row.token_ids) for row in rows), **stops}
+
+
+def grade_rollouts(
+    rollouts: Sequence[Rollout], gold: Mapping[str, str], *, settings: Grading, description: str
+) -> list[Verdict]:
+    """Grades answers against the gold answers, in order; a failed generation is failed, whatever its text."""
+    items = ((i, row.text, gold[row.question_id], row.stop is StopReason.LENGTH) for i, row in enumerate(rollouts))
+    verdicts = []
+    with (
+        GraderPool(workers=settings.workers, time_limit=settings.time_limit) as pool,
+        progress(description, len(rollouts)) as advance,
+    ):
+        for i, grade in pool.grade_many(items):
+            verdicts.append(_verdict(rollouts[i], grade, gold[rollouts[i].question_id]))
+            advance()
+    return verdicts
+
+
+def _verdict(rollout: Rollout, grade: Grade, gold: str) -> Verdict:
+    failed = rollout.stop is StopReason.FAILED
+    return Verdict(
+        question_id=rollout.question_id,
+        sample=rollout.sample,
+        outcome=Outcome.FAILED if failed else grade.outcome,
+        extracted=grade.extracted,
+        reason=rollout.detail if failed else grade.reason,
+        strict=not failed and grade.extracted is not None and strict_equal(grade.extracted, gold),
+        tokens=len(rollout.token_ids),
+    )

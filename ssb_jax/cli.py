@@ -1,0 +1,189 @@
+"""The command `ssb`: one subcommand a stage, `run` for all of them.
+
+Results go to files and stdout, progress to stderr. Exit status: 0 success, 1 an error with its one-line reason, 2 bad
+usage.
+"""
+
+import contextlib
+import errno
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ssb_jax import __version__
+from ssb_jax.artifacts import owning
+from ssb_jax.config import Config, SsbError, load_config
+from ssb_jax.console import note, table
+
+
+class _Cli(click.Group):
+    """Turns errors that a user can act on into one line and exit status 1."""
+
+    def invoke(self, context: click.Context):
+        try:
+            return super().invoke(context)
+        except SsbError as error:
+            raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            raise click.ClickException(
+                f"{error.strerror}{where}; what was written so far is kept: make room and run the same command again"
+            ) from None
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ssb")
+def main() -> None:
+    """Semantic Soft Bootstrapping: a language model learns from its own hinted solutions.
+
+    CONFIG is a YAML file (see configs/); any setting can be given as --section.key value.
+    """
+
+
+def _stage(function):
+    """Arguments of a command that works in a run folder."""
+    function = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)(function)
+    function = click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")(function)
+    function = click.argument("config", type=click.Path(path_type=Path))(function)
+    settings = {"ignore_unknown_options": True}
+    return main.command(context_settings=settings)(function)
+
+
+@contextlib.contextmanager
+def _opened(config: Path, out: Path, overrides: tuple[str, ...]) -> Iterator:
+    """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second."""
+    try:
+        settings = load_config(config, overrides)
+    except SsbError as error:
+        raise click.UsageError(str(error)) from None
+    with owning(out):
+        _use_compilation_cache(settings)
+        from ssb_jax import pipeline
+        from ssb_jax.workspace import Workspace
+
+        run = pipeline.Run(out, Workspace(settings))
+        pipeline.save_config(run)
+        yield pipeline, run
+
+
+def _use_compilation_cache(config: Config) -> None:
+    import jax
+
+    if config.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@_stage
+def run(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """All stages; those that are complete are skipped."""
+    with _opened(config, out, overrides) as (pipeline, opened):
+        pipeline.make_pairs(opened)
+        pipeline.make_targets(opened)
+        pipeline.distil(opened)
+        results = pipeline.evaluate(opened)
+        _print_funnel(pipeline.funnel(opened))
+        _print_results(results)
+
+
+@_stage
+def rollout(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Rollouts, their verification and the hints, until as many questions are mixed as pairs are wanted."""
+    with _opened(config, out, overrides) as (pipeline, opened):
+        waiting = pipeline.roll_out(opened)
+        note(f"{waiting} questions wait for the teacher")
+        _print_funnel(pipeline.funnel(opened))
+
+
+@_stage
+def teach(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Hinted solutions of every mixed question so far; verified ones become training pairs."""
+    with _opened(config, out, overrides) as (pipeline, opened):
+        complete = pipeline.teach(opened)
+        _print_funnel(pipeline.funnel(opened))
+        if not complete:
+            note("fewer pairs than teaching.max_pairs and questions left: run `ssb rollout` and `ssb teach` again")
+
+
+@_stage
+def targets(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """The teacher's distributions on the pairs' replies."""
+    with _opened(config, out, overrides) as (pipeline, opened):
+        pipeline.make_targets(opened)
+
+
+@_stage
+def distill(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Train the LoRA student."""
+    with _opened(config, out, overrides) as (pipeline, opened):
+        pipeline.distil(opened)
+
+
+@_stage
+def eval(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Evaluate the base and, when there is one, the adapter."""
+    with _opened(config, out, overrides) as (pipeline, opened):
+        _print_results(pipeline.evaluate(opened))
+
+
+def _print_funnel(counts: dict[str, int]) -> None:
+    table("From questions to pairs", ("step", "questions"), list(counts.items()))
+
+
+def _print_results(results: dict[str, dict]) -> None:
+    for name, result in results.items():
+        header = ("model", *next(iter(result["metrics"].values())), "mean tokens")
+        rows = [
+            (model, *(_percent(metrics[m]) for m in header[1:-1]), f"{result['mean_tokens'][model]:.0f}")
+            for model, metrics in result["metrics"].items()
+        ]
+        for model, differences in result["differences"].items():
+            rows.append((f"{model} - base", *(_percent(differences[m], signed=True) for m in header[1:-1]), ""))
+        confidence = f"{100 * result['confidence']:.0f} % intervals"
+        table(f"{name}: {result['questions']} questions, {result['num_samples']} sample(s), {confidence}", header, rows)
+
+
+def _percent(interval: dict, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if interval["low"] is None:
+        return f"{100 * interval['value']:{sign}.1f}"
+    return (
+        f"{100 * interval['value']:{sign}.1f} [{100 * interval['low']:{sign}.1f}, {100 * interval['high']:{sign}.1f}]"
+    )
+
+
+@main.command()
+@click.argument("source", metavar="IN.jsonl", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Where the graded rows go.")
+@click.option("--explain", nargs=2, metavar="RESPONSE GOLD", help="Grade one response and say why.")
+@click.option("--time-limit", default=1.5, show_default=True, help="Seconds a response.")
+def verify(source: Path | None, out: Path | None, explain: tuple[str, str] | None, time_limit: float) -> None:
+    """Grade rows with `gold` and `response`; adds `correct`, `extracted` and `reason`."""
+    from ssb_jax import answers
+
+    if explain is not None:
+        click.echo(answers.explain(*explain))
+        return
+    if source is None or out is None:
+        raise click.UsageError("expected IN.jsonl and --out OUT.jsonl, or --explain RESPONSE GOLD")
+    click.echo(json.dumps(answers.verify_file(source, out, time_limit=time_limit)))
+
+
+@main.command("pretrain-tiny")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the checkpoint.")
+@click.option("--steps", type=int, help="Optimizer steps; the shipped model's by default.")
+@click.option("--seed", default=0, show_default=True)
+def pretrain_tiny(out: Path, steps: int | None, seed: int) -> None:
+    """Pretrain the small model that ships in the package, from nothing."""
+    from ssb_jax.tiny.pretrain import pretrain_tiny as pretrain
+
+    pretrain(out, seed=seed, **({} if steps is None else {"steps": steps}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

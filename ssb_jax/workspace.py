@@ -1,0 +1,127 @@
+"""What the stages of one run share, each loaded when first asked for: tokenizer, prompts, mesh, base model.
+
+A run whose stages are all complete loads none of it.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssb_jax.chat import Chat, generation_defaults, load_chat
+from ssb_jax.config import Config, Sampling, SsbError
+from ssb_jax.console import note
+from ssb_jax.model.lora import Lora
+from ssb_jax.model.sharding import make_mesh
+from ssb_jax.model.transformer import Transformer
+from ssb_jax.model.weights import load_model, resolve_model
+from ssb_jax.prompts import PromptSet, load_prompts, prompt_texts
+from ssb_jax.sampling import SamplingParams
+
+# What transformers' GenerationConfig uses where neither the caller nor the model says.
+_TRANSFORMERS_DEFAULTS = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+_SAMPLED = 1 << 20  # bytes of each end of a weight file that go into the model's identity
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The settings of a run and what is loaded from them, once."""
+
+    config: Config
+
+    @cached_property
+    def model_folder(self) -> Path:
+        return resolve_model(self.config.model.path, self.config.model.revision)
+
+    @cached_property
+    def tokenizer_folder(self) -> Path:
+        name = self.config.model.tokenizer
+        return self.model_folder if name is None else resolve_model(name)
+
+    @cached_property
+    def chat(self) -> Chat:
+        return load_chat(self.tokenizer_folder, generation_folder=self.model_folder)
+
+    @cached_property
+    def prompts(self) -> PromptSet:
+        return load_prompts(self.config.prompts)
+
+    @cached_property
+    def dtype(self) -> jnp.dtype:
+        name = self.config.model.dtype
+        if name == "auto":
+            name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return jnp.dtype(name)
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        settings = self.config.mesh
+        return make_mesh(data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The base model on the mesh.
+
+        Raises:
+          SsbError: the checkpoint is not complete, or the tokenizer gives ids that the model has no embedding for.
+        """
+        note(f"loading {self.config.model.path} ({self.dtype.name}, mesh {dict(self.mesh.shape)})")
+        model = load_model(self.model_folder, mesh=self.mesh, dtype=self.dtype)
+        have, need = model.config.vocab_size, self.chat.vocabulary_size
+        if need > have:
+            raise SsbError(
+                f"the tokenizer of {self.tokenizer_folder} gives ids up to {need - 1:,}, the model of "
+                f"{self.model_folder} embeds {have:,}; set model.tokenizer to the model's own"
+            )
+        return model
+
+    def sampling_params(self, settings: Sampling) -> SamplingParams:
+        """Fills what the settings leave open from generation_config.json, then from transformers' defaults."""
+        defaults = generation_defaults(self.model_folder)
+        values = {
+            name: next(v for v in (getattr(settings, name), defaults.get(name), fallback) if v is not None)
+            for name, fallback in _TRANSFORMERS_DEFAULTS.items()
+        }
+        return SamplingParams(**values, max_new_tokens=settings.max_new_tokens, stop_ids=self.chat.stop_ids)
+
+    @cached_property
+    def model_identity(self) -> dict[str, Any]:
+        """What a run's fingerprints say of the base model, whatever folder it lies in."""
+        return {
+            "weights": _folder_digest(self.model_folder, "*.safetensors"),
+            "config": _folder_digest(self.model_folder, "config.json"),
+            "generation": _folder_digest(self.model_folder, "generation_config.json"),
+            "tokenizer": _folder_digest(self.tokenizer_folder, "tokenizer*.json"),
+            "dtype": self.config.model.dtype,
+        }
+
+    @cached_property
+    def prompt_identity(self) -> dict[str, str]:
+        """The texts of the prompts."""
+        return prompt_texts(self.config.prompts)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who answers: the base model, or the base with an adapter."""
+
+    name: str
+    lora: Lora | None
+    identity: str
+
+
+def _folder_digest(folder: Path, pattern: str) -> str:
+    """Digest of names, sizes and both ends of the matching files: new weights in an old place are noticed."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(_SAMPLED))
+            file.seek(max(0, size - _SAMPLED))
+            digest.update(file.read(_SAMPLED))
+    return digest.hexdigest()[:16]
