@@ -1,0 +1,170 @@
+"""The loss menu: how far the student is from the teacher at one reply token.
+
+A loss is one pure function of a chunk of C tokens, about five lines:
+
+    def my_loss(teacher_logp, student_logp, info, *, option=1.0):   # (C, V), (C, V), TokenInfo -> (C,)
+
+Both arguments are log-probabilities at the loss's temperature. Chunking, masking, sharding, temperature, its square and
+gradients come from `ssb_jax.losses.chunked`; the teacher gets no gradient. Each token's loss may depend on that token
+alone. A function of your own is named in the settings as `module:function` or `path/to/file.py:function`.
+
+Notation: p_T teacher, p_S student, sg stop-gradient, y the reply token.
+"""
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ssb_jax.config import SsbError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenInfo:
+    """What a loss may know of each token of a chunk besides the two distributions."""
+
+    reply_ids: Int[Array, "*C"]  # y, the token that the reply has here
+    position: Int[Array, "*C"]  # 0 is the reply's first token
+    length: Int[Array, "*C"]  # tokens in this token's reply; 0 marks padding
+
+
+LogProbs = Float[Array, "C V"]
+PerToken = Float[Array, "C"]
+Loss = Callable[[LogProbs, LogProbs, TokenInfo], PerToken]
+
+
+def kl(p: Float[Array, "*C V"], q: Float[Array, "*C V"]) -> Float[Array, "*C"]:
+    """KL(p, q) = sum_v p log(p / q) of log-probabilities."""
+    return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+
+def entropy(p: Float[Array, "*C V"]) -> Float[Array, "*C"]:
+    """H(p) = -sum_v p log p of log-probabilities, in nats."""
+    return -jnp.sum(jnp.exp(p) * p, axis=-1)
+
+
+def ssb(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo) -> PerToken:
+    """KL(p_T, p_S): the published loss (times T^2), arXiv 2512.05105."""
+    return kl(teacher_logp, student_logp)
+
+
+def reverse_kl(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo) -> PerToken:
+    """KL(p_S, p_T): seeks the teacher's modes; MiniLLM, arXiv 2306.08543."""
+    return kl(student_logp, teacher_logp)
+
+
+def kl_mix(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, forward: float = 0.5) -> PerToken:
+    """forward * KL(p_T, p_S) + (1 - forward) * KL(p_S, p_T)."""
+    return forward * kl(teacher_logp, student_logp) + (1 - forward) * kl(student_logp, teacher_logp)
+
+
+def jsd(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, beta: float = 0.5) -> PerToken:
+    """Generalised Jensen-Shannon: beta KL(p_T, m) + (1 - beta) KL(p_S, m), m = beta p_T + (1 - beta) p_S.
+
+    GKD, arXiv 2306.13649. Divided by beta it tends to KL(p_T, p_S) as beta -> 0, and likewise to the reverse at 1.
+    """
+    mixture = _log_mixture(teacher_logp, student_logp, beta)
+    return beta * kl(teacher_logp, mixture) + (1 - beta) * kl(student_logp, mixture)
+
+
+def skew_kl(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, alpha: float = 0.1) -> PerToken:
+    """KL(p_T, alpha p_T + (1 - alpha) p_S): bounded by -log alpha. DistiLLM, arXiv 2402.03898."""
+    return kl(teacher_logp, _log_mixture(teacher_logp, student_logp, alpha))
+
+
+def skew_reverse_kl(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, alpha: float = 0.1) -> PerToken:
+    """KL(p_S, (1 - alpha) p_T + alpha p_S). DistiLLM, arXiv 2402.03898."""
+    return kl(student_logp, _log_mixture(student_logp, teacher_logp, alpha))
+
+
+def clipped_kl(
+    teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, tau: float = 0.05, clip: str = "vocab"
+) -> PerToken:
+    """Forward KL whose large terms are cut off, so that no few tokens rule the gradient. OPSD, arXiv 2601.18734.
+
+    clip="vocab": sum_v min(p_T log(p_T / p_S), tau), as published; can be negative, since only positive terms are cut.
+    clip="token": min(KL(p_T, p_S), tau); a token beyond tau gives no gradient.
+    """
+    terms = jnp.exp(teacher_logp) * (teacher_logp - student_logp)
+    match clip:
+        case "vocab":
+            return jnp.sum(jnp.minimum(terms, tau), axis=-1)
+        case "token":
+            return jnp.minimum(jnp.sum(terms, axis=-1), tau)
+    raise SsbError(f"clipped_kl: clip must be vocab or token, got {clip!r}")
+
+
+def cross_entropy(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo) -> PerToken:
+    """-log p_S(y): supervised fine-tuning on the reply, the control. Always at temperature 1."""
+    return -jnp.take_along_axis(student_logp, info.reply_ids[:, None], axis=-1)[:, 0]
+
+
+def _log_mixture(a: LogProbs, b: LogProbs, weight: float) -> LogProbs:
+    """log(weight * exp(a) + (1 - weight) * exp(b)), 0 < weight < 1."""
+    if not 0 < weight < 1:
+        raise SsbError(f"a mixture of teacher and student needs a weight between 0 and 1, got {weight}")
+    return jnp.logaddexp(a + jnp.log(weight), b + jnp.log1p(-weight))
+
+
+MENU: dict[str, Loss] = {
+    function.__name__: function
+    for function in (ssb, reverse_kl, kl_mix, jsd, skew_kl, skew_reverse_kl, clipped_kl, cross_entropy)
+}
+
+
+def resolve_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
+    """The loss of a setting: a name of `MENU`, `module:function` or `path/to/file.py:function`, with its options bound.
+
+    Raises:
+      SsbError: there is no such loss, or it has no such option.
+    """
+    function = _import_loss(name) if ":" in name else MENU.get(name)
+    if function is None:
+        near = difflib.get_close_matches(name, MENU, n=1)
+        raise SsbError(
+            f"distillation.loss: no loss {name!r}"
+            + (f"; did you mean {near[0]}?" if near else "")
+            + f" Known: {', '.join(MENU)}, or module:function of your own"
+        )
+    options = dict(options or {})
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise SsbError(f"distillation.loss_options: {name} has no {', '.join(unknown)}; it has {known or 'no options'}")
+    return functools.partial(function, **options) if options else function
+
+
+def _import_loss(name: str) -> Loss:
+    """Imports a user's function; modules are also looked for in the current folder."""
+    place, _, attribute = name.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location("ssb_jax_user_loss", place)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            sys.path.insert(0, os.getcwd())
+            try:
+                module = importlib.import_module(place)
+            finally:
+                sys.path.remove(os.getcwd())
+        function = getattr(module, attribute)
+    except (ImportError, OSError, SyntaxError, AttributeError) as error:
+        raise SsbError(
+            f"distillation.loss: {name!r} cannot be imported ({error}); expected module:function or "
+            f"path/to/file.py:function"
+        ) from None
+    if not callable(function):
+        raise SsbError(f"distillation.loss: {name!r} is not a function")
+    return function

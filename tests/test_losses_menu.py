@@ -1,0 +1,124 @@
+"""What must hold of each loss of the menu, whatever its formula."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from ssb_jax.config import SsbError
+from ssb_jax.losses import menu
+from ssb_jax.losses.menu import MENU, TokenInfo, resolve_loss
+
+C, V = 6, 11
+INFO = TokenInfo(jnp.arange(C, dtype=jnp.int32), jnp.arange(C, dtype=jnp.int32), jnp.full(C, C, jnp.int32))
+DIVERGENCES = [name for name in MENU if name != "cross_entropy"]
+
+
+def distributions(seed=0, scale=2.0):
+    rng = np.random.default_rng(seed)
+    return (jax.nn.log_softmax(jnp.asarray(rng.normal(size=(C, V)) * scale, jnp.float32)) for _ in range(2))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_divergence_is_zero_where_student_equals_teacher(name):
+    teacher, _ = distributions()
+    np.testing.assert_allclose(MENU[name](teacher, teacher, INFO), jnp.zeros(C), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in DIVERGENCES if name != "clipped_kl"])
+def test_a_divergence_is_positive_elsewhere(name):
+    for seed in range(5):
+        assert (MENU[name](*distributions(seed), INFO) > 0).all()
+
+
+@pytest.mark.parametrize("name", list(MENU))
+def test_gradient_is_the_numerical_one(name):
+    teacher, student = distributions()
+    check_grads(
+        lambda s: MENU[name](teacher, jax.nn.log_softmax(s), INFO),
+        (student,),
+        order=1,
+        modes="rev",
+        rtol=2e-2,
+        eps=1e-2,
+    )
+
+
+@pytest.mark.parametrize("name", list(MENU))
+def test_words_of_probability_zero_do_no_harm(name):
+    """Rows that only fill up a sharded vocabulary have logit -1e30: same value, finite gradient."""
+    teacher, student = distributions()
+    filled = [jnp.pad(x, ((0, 0), (0, 3)), constant_values=-1e30) for x in (teacher, student)]
+    np.testing.assert_allclose(MENU[name](*filled, INFO), MENU[name](teacher, student, INFO), rtol=1e-6, atol=1e-7)
+    gradient = jax.grad(lambda s: jnp.sum(MENU[name](filled[0], jax.nn.log_softmax(s), INFO)))(filled[1])
+    assert jnp.isfinite(gradient).all()
+    assert not gradient[:, V:].any()
+
+
+def test_limits_of_the_generalised_jsd():
+    teacher, student = distributions()
+    small = 1e-3
+    near_forward = menu.jsd(teacher, student, INFO, beta=small) / small
+    near_reverse = menu.jsd(teacher, student, INFO, beta=1 - small) / small
+    np.testing.assert_allclose(near_forward, menu.ssb(teacher, student, INFO), rtol=0.02)
+    np.testing.assert_allclose(near_reverse, menu.reverse_kl(teacher, student, INFO), rtol=0.02)
+    assert (menu.jsd(teacher, student, INFO) <= np.log(2)).all()
+
+
+def test_skew_kl_is_bounded_and_tends_to_the_kl():
+    teacher, student = distributions(scale=20.0)
+    assert (menu.skew_kl(teacher, student, INFO, alpha=0.1) <= -np.log(0.1) + 1e-5).all()
+    teacher, student = distributions()
+    near = menu.skew_kl(teacher, student, INFO, alpha=1e-6)
+    np.testing.assert_allclose(near, menu.ssb(teacher, student, INFO), rtol=1e-3)
+    mirrored = menu.skew_reverse_kl(teacher, student, INFO, alpha=0.3)
+    np.testing.assert_allclose(mirrored, menu.skew_kl(student, teacher, INFO, alpha=0.3), rtol=1e-6)
+
+
+def test_clipping_at_infinity_is_no_clipping_and_clips_no_more_than_asked():
+    teacher, student = distributions()
+    plain = menu.ssb(teacher, student, INFO)
+    for clip in ("vocab", "token"):
+        np.testing.assert_allclose(menu.clipped_kl(teacher, student, INFO, tau=1e9, clip=clip), plain, rtol=1e-6)
+        assert (menu.clipped_kl(teacher, student, INFO, clip=clip) <= plain).all()
+    assert (menu.clipped_kl(teacher, student, INFO, tau=0.05, clip="token") <= 0.05).all()
+    with pytest.raises(SsbError, match="vocab or token, got 'row'"):
+        menu.clipped_kl(teacher, student, INFO, clip="row")
+
+
+def test_mixture_weights_of_zero_and_one_are_refused():
+    teacher, student = distributions()
+    with pytest.raises(SsbError, match="between 0 and 1, got 1"):
+        menu.jsd(teacher, student, INFO, beta=1)
+
+
+@pytest.mark.parametrize("name", list(MENU))
+def test_each_loss_has_the_same_signature_and_a_docstring(name):
+    parameters = list(inspect.signature(MENU[name]).parameters.values())
+    assert [p.name for p in parameters[:3]] == ["teacher_logp", "student_logp", "info"]
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters[3:])
+    assert MENU[name].__doc__
+
+
+def test_names_and_options_are_resolved():
+    teacher, student = distributions()
+    resolved = resolve_loss("jsd", {"beta": 0.25})
+    np.testing.assert_array_equal(resolved(teacher, student, INFO), menu.jsd(teacher, student, INFO, beta=0.25))
+    with pytest.raises(SsbError, match="did you mean reverse_kl"):
+        resolve_loss("revers_kl")
+    with pytest.raises(SsbError, match=r"jsd has no alpha; it has \['beta'\]"):
+        resolve_loss("jsd", {"alpha": 0.5})
+
+
+def test_a_loss_of_your_own_is_named_by_module_or_file(tmp_path, monkeypatch):
+    source = "def twice(teacher_logp, student_logp, info, *, factor=2.0):\n    return factor * info.position\n"
+    (tmp_path / "my_own_loss.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_own_loss:twice", f"{tmp_path}/my_own_loss.py:twice"):
+        np.testing.assert_array_equal(resolve_loss(name, {"factor": 3.0})(None, None, INFO), 3.0 * INFO.position)
+    for name in ("no_such_module:f", "my_own_loss:thrice", f"{tmp_path}/missing.py:twice"):
+        with pytest.raises(SsbError, match="cannot be imported"):
+            resolve_loss(name)
