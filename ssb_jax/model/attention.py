@@ -1,0 +1,65 @@
+"""Attention over grouped heads, in one function, so that a fused kernel can be put behind it.
+
+The mask is kept as its rule (indices and segments), not as a (B, T, S) array: XLA fuses the comparison into the
+softmax, and a kernel can skip the blocks that the rule excludes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mask:
+    """Which keys a query sees: keys of an index up to its own, and of its own segment when segments are given."""
+
+    query_index: Int[Array, "B T"]
+    key_index: Int[Array, " S"]
+    segment_ids: Int[Array, "B T"] | None = None  # of queries and keys alike; only where S = T
+
+    def dense(self) -> Bool[Array, "B T S"]:
+        visible = self.key_index[None, None, :] <= self.query_index[:, :, None]
+        if self.segment_ids is None:
+            return visible
+        return visible & (self.segment_ids[:, :, None] == self.segment_ids[:, None, :])
+
+
+def attention(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Mask
+) -> Float[Array, "B T N H"]:
+    """Softmax attention, each key/value head shared by G = N / K query heads; scores and softmax in float32."""
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    grouped = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    scores = scores * jnp.float32(1 / np.sqrt(H))
+    # The lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN.
+    scores = jnp.where(mask.dense()[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", probabilities, v).reshape(B, T, N, H)
+
+
+def rotary_angles(
+    positions: Int[Array, "B T"], *, head_dim: int, theta: float
+) -> tuple[Float[Array, "B T h"], Float[Array, "B T h"]]:
+    """Cosines and sines (float32) of the H / 2 rotation angles at each position (RoFormer, arXiv 2104.09864)."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = jnp.asarray(1.0 / np.float32(theta) ** exponents, jnp.float32)
+    angles = positions[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T h"], sin: Float[Array, "B T h"]
+) -> Float[Array, "B T N H"]:
+    """Rotates the pairs (x[i], x[i + H/2]), as Qwen2 checkpoints expect; computed in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
