@@ -80,7 +80,7 @@ def resolve_model(path: str | Path, revision: str | None = None) -> Path:
 
 def read_config(folder: Path) -> ModelConfig:
     """The ModelConfig of a model folder. Raises SsbError when config.json is absent, broken or unsupported."""
-    return ModelConfig.from_json_dict(_read_json(Path(folder) / "config.json", "a model folder needs one"))
+    return ModelConfig.from_json_dict(read_json(Path(folder) / "config.json", "a model folder needs one"))
 
 
 def load_model(
@@ -127,7 +127,7 @@ def save_model(model: Transformer, folder: str | Path, *, source_folder: str | P
     folder, source = Path(folder), None if source_folder is None else Path(source_folder)
     config = {}
     if source is not None and (source / "config.json").exists():
-        config = _read_json(source / "config.json", "save_model copies its settings")
+        config = read_json(source / "config.json", "save_model copies its settings")
     for key in ("torch_dtype", "rope_scaling", "rope_parameters"):
         config.pop(key, None)
     config |= model.config.to_json_dict() | {"dtype": jnp.dtype(model.dtype).name}
@@ -206,7 +206,7 @@ def opened_safetensors(path: Path) -> Iterator[safe_open]:
         raise SsbError(f"{path} is not a whole safetensors file ({error}); download or save it again") from None
 
 
-def _read_json(path: Path, why: str) -> dict[str, Any]:
+def read_json(path: Path, why: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -229,7 +229,7 @@ def _target_shardings(abstract: Transformer, mesh: jax.sharding.Mesh | None) -> 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder: one, or those that the index names."""
     if (folder / INDEX_FILE).exists():
-        index = _read_json(folder / INDEX_FILE, "it says which file holds which tensor")
+        index = read_json(folder / INDEX_FILE, "it says which file holds which tensor")
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise SsbError(f"{folder / INDEX_FILE} has no weight_map; download the folder again")

@@ -1,0 +1,149 @@
+"""LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors, both ways.
+
+PEFT stores A as (R, in) and B as (out, R), one pair for each layer and module.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssb_jax.artifacts import write_atomically
+from ssb_jax.config import SsbError
+from ssb_jax.model.config import ModelConfig
+from ssb_jax.model.lora import LORA_MODULES, Lora, lora_shapes, lora_shardings
+from ssb_jax.model.weights import DISK_DTYPES, opened_safetensors, read_json, save_tensors
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+# What we do not implement: option -> the values that switch it off.
+OFF = {
+    "use_rslora": (False, None),
+    "use_dora": (False, None),
+    "use_qalora": (False, None),
+    "lora_bias": (False, None),
+    "fan_in_fan_out": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "layers_to_transform": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+}
+
+
+def save_adapter(lora: Lora, folder: str | Path, *, base: str) -> None:
+    """Writes an adapter that peft loads on the model `base` (a hub id or folder, kept as its base's name).
+
+    Each file appears whole or not at all, adapter_config.json last.
+    """
+    folder = Path(folder)
+    tensors = {}
+    for module in lora.a:
+        a, b = np.asarray(lora.a[module]), np.asarray(lora.b[module])
+        for layer in range(a.shape[0]):
+            tensors[tensor_name(layer, module, "A")] = a[layer].T
+            tensors[tensor_name(layer, module, "B")] = b[layer].T
+    config = {
+        "base_model_name_or_path": base,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": list(lora.a),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    save_tensors(tensors, folder / WEIGHTS_FILE)
+    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_adapter(folder: str | Path, config: ModelConfig, *, mesh: jax.sharding.Mesh | None = None) -> Lora:
+    """Reads a PEFT adapter for a base model of this shape, as float32, over `mesh` or on the default device.
+
+    Raises SsbError when a file is missing or broken, when the adapter uses what we do not implement, and, listing
+    every tensor concerned, when its tensors are not exactly those that its config and the base call for.
+    """
+    folder = Path(folder)
+    settings = _read_settings(folder)
+    rank, modules = settings["r"], [name for name in LORA_MODULES if name in settings["target_modules"]]
+    sizes, layers = lora_shapes(config), range(config.num_layers)
+    expected = {}
+    for module in modules:
+        for layer in layers:
+            size_in, size_out = sizes[module]
+            expected[tensor_name(layer, module, "A")] = (rank, size_in)
+            expected[tensor_name(layer, module, "B")] = (size_out, rank)
+    tensors = _read_tensors(folder / WEIGHTS_FILE, expected)
+
+    def stacked(module: str, matrix: str) -> np.ndarray:
+        return np.stack([tensors[tensor_name(layer, module, matrix)].T for layer in layers]).astype(np.float32)
+
+    lora = Lora(
+        a={module: stacked(module, "A") for module in modules},
+        b={module: stacked(module, "B") for module in modules},
+        alpha=float(settings["lora_alpha"]),
+        rank=rank,
+        dropout=float(settings.get("lora_dropout", 0.0)),
+    )
+    return jax.tree.map(jnp.asarray, lora) if mesh is None else jax.device_put(lora, lora_shardings(lora, mesh))
+
+
+def tensor_name(layer: int, module: str, matrix: str) -> str:
+    """PEFT's name of the A or B matrix of a layer's module."""
+    block = "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+    return f"base_model.model.model.layers.{layer}.{block}.{module}.lora_{matrix}.weight"
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """The adapter's config, checked to be one that we implement."""
+    path = folder / CONFIG_FILE
+    settings = read_json(path, "an adapter folder needs one; train again or give the right folder")
+    problems = []
+    if settings.get("peft_type") != "LORA":
+        problems.append(f"peft_type must be LORA, got {settings.get('peft_type')!r}")
+    problems += [
+        f"{name}={settings[name]!r} is not implemented"
+        for name, off in OFF.items()
+        if name in settings and settings[name] not in off
+    ]
+    rank, alpha, targets = (settings.get(name) for name in ("r", "lora_alpha", "target_modules"))
+    if not isinstance(rank, int) or rank < 1:
+        problems.append(f"r must be a positive whole number, got {rank!r}")
+    if not isinstance(alpha, int | float):
+        problems.append(f"lora_alpha must be a number, got {alpha!r}")
+    if not isinstance(targets, list) or not targets or set(targets) - set(LORA_MODULES):
+        problems.append(f"target_modules must be a list of {', '.join(LORA_MODULES)}; got {targets!r}")
+    if problems:
+        raise SsbError(f"{path}: {'; '.join(problems)}")
+    return settings
+
+
+def _read_tensors(path: Path, expected: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+    """Reads exactly the expected tensors, or raises SsbError listing what is missing, unmapped or misshaped."""
+    with opened_safetensors(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        dtypes = {name: file.get_slice(name).get_dtype() for name in shapes}
+        problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in shapes]
+        problems += [f"unmapped: {name}" for name in sorted(set(shapes) - set(expected))]
+        problems += [
+            f"misshaped: {name} is {shapes[name]}, expected {shape}"
+            for name, shape in expected.items()
+            if shapes.get(name, shape) != shape
+        ]
+        problems += [f"dtype: {name} is {dtype}" for name, dtype in dtypes.items() if dtype not in DISK_DTYPES]
+        if not problems:
+            return {name: file.get_tensor(name) for name in expected}
+    listed = "\n  ".join(problems)
+    raise SsbError(f"{path} does not fit its config and this base model ({len(problems)} problems):\n  {listed}")
