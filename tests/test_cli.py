@@ -1,0 +1,108 @@
+"""The command line: exit statuses, one clear error, results on stdout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ssb_jax.cli import main
+
+TINY = Path(__file__).parent.parent / "configs" / "tiny.yaml"
+
+
+def ssb(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def one_error(result, status):
+    """The error line of a failed command: exactly one, no traceback."""
+    assert result.exit_code == status, result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, result.output
+    assert "Traceback" not in result.output
+    return errors[0]
+
+
+def test_help_names_every_stage():
+    result = ssb("--help")
+    assert result.exit_code == 0
+    for command in ("run", "rollout", "teach", "targets", "distill", "eval", "verify", "pretrain-tiny"):
+        assert command in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run",),
+        ("run", TINY),
+        ("nonsense",),
+        ("run", TINY, "--out", "OUT", "--lora.rnak", "8"),
+        ("run", TINY, "--out", "OUT", "--lora.rank"),
+        ("run", TINY, "--out", "OUT", "--rollouts.temperature", "-1"),
+        ("run", TINY, "--out", "OUT", "--rollouts.num_samples", "1"),
+        ("run", "nowhere.yaml", "--out", "OUT"),
+        ("verify",),
+    ],
+    ids=str,
+)
+def test_bad_usage_is_status_2_and_makes_no_folder(arguments, tmp_path):
+    out = tmp_path / "out"
+    one_error(ssb(*[out if a == "OUT" else a for a in arguments]), 2)
+    assert not out.exists()
+
+
+def test_a_misspelt_setting_is_told_its_neighbour(tmp_path):
+    assert "did you mean rank" in one_error(ssb("run", TINY, "--out", tmp_path / "o", "--lora.rnak", "8"), 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--questions.path", "nowhere.jsonl"], "no question file"),
+        (["--prompts.hinted", "nowhere.txt"], "prompts.hinted"),
+        (["--model.path", "/nowhere/model"], "model"),
+    ],
+)
+def test_bad_input_is_status_1_with_one_error(overrides, message, tmp_path):
+    assert message in one_error(ssb("run", TINY, "--out", tmp_path / "o", *overrides), 1)
+
+
+def test_an_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "o").write_text("mine")
+    assert "cannot be written" in one_error(ssb("run", TINY, "--out", tmp_path / "o"), 1)
+    assert (tmp_path / "o").read_text() == "mine"
+
+
+def test_stages_out_of_order_say_what_to_run_first(tmp_path):
+    assert "ssb rollout" in one_error(ssb("targets", TINY, "--out", tmp_path / "o"), 1)
+    assert "ssb targets" in one_error(ssb("distill", TINY, "--out", tmp_path / "o"), 1)
+
+
+def test_verify_adds_the_promised_keys(tmp_path):
+    rows = [
+        {"gold": "1000", "response": "so \\boxed{1,000}", "id": 7},
+        {"gold": "3", "response": "\\boxed{4}"},
+        {"gold": "3", "response": "three"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = ssb("verify", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
+    assert result.exit_code == 0, result.output
+    graded = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["correct"] for row in graded] == [True, False, False]
+    assert [row["extracted"] for row in graded] == ["1,000", "4", None]
+    assert all(row["reason"] for row in graded)
+    assert graded[0]["id"] == 7
+
+
+def test_progress_goes_to_stderr_and_results_to_stdout(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"gold": "3", "response": "\\\\boxed{3}"}\n')
+    result = subprocess.run(
+        [sys.executable, "-m", "ssb_jax.cli", "verify", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(result.stdout)["correct"] == 1
