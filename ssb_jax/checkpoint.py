@@ -1,0 +1,72 @@
+"""Checkpoints of a training run (Orbax): adapter, optimizer and step, and where the data order stands, as one.
+
+A checkpoint becomes visible in one rename, so a kill leaves the ones before it. One that cannot be read all the same
+(a disk that lied, a file cut off) is reported, deleted and passed over for the one before it. Knows no training loop.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ssb_jax.config import SsbError
+from ssb_jax.console import note
+
+
+@contextlib.contextmanager
+def checkpoints(folder: Path, *, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """Opens a folder of checkpoints that keeps the last `keep`; saving goes on in the background until it closes."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def save(manager: ocp.CheckpointManager, step: int, *, state: Any, data: dict[str, Any]) -> None:
+    """Saves a tree of arrays and a JSON-able state of the data iterator under a step.
+
+    Raises:
+      SsbError: the disk refused.
+    """
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+    try:
+        manager.save(step, args=items, force=True)
+    except OSError as error:
+        raise SsbError(f"the checkpoint of step {step} cannot be written to {manager.directory}: {error}") from None
+
+
+def restore(manager: ocp.CheckpointManager, *, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The state and data state of the newest checkpoint that can be read; None where there is none at all.
+
+    Args:
+      like: a tree of arrays with the wanted shapes, dtypes and shardings.
+
+    Raises:
+      SsbError: there are checkpoints and none can be read.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
+    unreadable = []
+    for step in steps:
+        try:
+            restored = manager.restore(step, args=items)
+        except Exception as error:  # Orbax and TensorStore raise Exception itself for a damaged array
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            note(f"the checkpoint of step {step} in {manager.directory} cannot be read and is passed over: {reason}")
+            unreadable.append(step)
+            continue
+        for later in unreadable:
+            manager.delete(later)
+        return restored.state, restored.data
+    if steps:
+        raise SsbError(
+            f"none of the checkpoints in {manager.directory} (steps {', '.join(map(str, reversed(steps)))}) can be "
+            f"read; delete the folder to train from the start"
+        )
+    return None
