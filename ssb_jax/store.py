@@ -1,0 +1,307 @@
+"""The target store: the teacher's distribution at each reply token, on disk, by question id.
+
+    store.json              what all examples share: encoding, dtype, fingerprints of head and model
+    index-00000.json        where each example lies, and the hash of its tokens; replaced after each shard
+    00000-00000.safetensors one array of all tokens of some examples (writer, shard)
+
+`hidden` keeps the state after the last norm: with the frozen head it gives the exact logits at 2 x D bytes a token in
+bfloat16, where the full vocabulary takes 4 x V. Each file appears whole or not at all, and an example counts as stored
+when the index names it, so a writer that was cut off continues where it stopped. What does not fit, is missing or is
+not finite raises and names the example: no training step ever goes on without its target.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ssb_jax.artifacts import write_atomically
+from ssb_jax.config import SsbError
+from ssb_jax.model.sharding import leaf_name
+from ssb_jax.model.transformer import Transformer
+from ssb_jax.records import Pair
+
+STORE = "store.json"
+_AGAIN = "delete the targets folder and run `ssb targets` again"
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What all examples of a store share.
+
+    Attributes:
+      encoding: `hidden` (width D) or `logits` (width V).
+      width: numbers a token.
+      head: fingerprint of the head through which hidden states become logits.
+      model: fingerprint of the teacher's weights and shape.
+    """
+
+    encoding: str
+    dtype: str
+    width: int
+    head: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an example's targets lie: rows start .. start + tokens of a shard. `digest` identifies its token ids."""
+
+    shard: str
+    start: int
+    tokens: int
+    digest: str
+
+
+def pair_digest(pair: Pair) -> str:
+    """Hash of the tokens that the teacher read: hinted prompt and reply."""
+    digest = hashlib.sha256()
+    for ids in (pair.teacher_prompt_ids, pair.reply_ids):
+        digest.update(len(ids).to_bytes(8, "little"))
+        digest.update(np.asarray(ids, "<i4").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def store_info(model: Transformer, *, encoding: str, dtype: str) -> StoreInfo:
+    """What a store of this teacher's targets says of itself."""
+    width = model.config.hidden_size if encoding == "hidden" else model.config.vocab_size
+    return StoreInfo(encoding, dtype, width, head_fingerprint(model), model_fingerprint(model))
+
+
+def head_fingerprint(model: Transformer) -> str:
+    """Identifies the output projection, bit by bit, on any mesh."""
+    head = model.head_weight()
+    return _describe("head", head)
+
+
+def model_fingerprint(model: Transformer) -> str:
+    """Identifies all weights and the shape of a model, bit by bit, on any mesh."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
+    parts = sorted(_describe(leaf_name(path), leaf) for path, leaf in leaves)
+    shape = json.dumps(dataclasses.asdict(model.config), sort_keys=True)
+    return hashlib.sha256("\n".join([shape, *parts]).encode()).hexdigest()[:32]
+
+
+def _describe(name: str, x: Array) -> str:
+    low, high = np.asarray(_checksum(x))
+    return f"{name} {x.dtype.name} {'x'.join(map(str, x.shape))} {high:08x}{low:08x}"
+
+
+@jax.jit
+def _checksum(x: Array) -> UInt[Array, "2"]:
+    """Sum over elements of a hash of (position, bits), in wrapping 32-bit integers: the order does not matter."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{x.dtype.itemsize * 8}")).astype(jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+
+    def mixed(seed: int) -> Array:
+        h = bits ^ (position * jnp.uint32(0x9E3779B1) + jnp.uint32(seed))
+        for factor in (0x85EBCA6B, 0xC2B2AE35):  # the finalizer of MurmurHash3
+            h = (h ^ (h >> 16)) * jnp.uint32(factor)
+        return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
+
+    return jnp.stack([mixed(0x243F6A88), mixed(0x13198A2E)])
+
+
+class TargetWriter:
+    """Adds examples to a store; a new one, or one that an interrupted writer left.
+
+    Use as a context manager; examples reach the disk in shards, and `flush` writes what is pending.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        info: StoreInfo,
+        *,
+        writer: int = 0,
+        shard_bytes: int = 256 << 20,
+        flush_seconds: float = 30.0,
+    ):
+        """
+        Args:
+          writer: number of this process; each writes its own shards and index.
+          shard_bytes, flush_seconds: a shard is written once it is this large or this old.
+
+        Raises:
+          SsbError: the folder holds targets of another model, encoding or dtype.
+        """
+        self.folder, self.info, self.writer = folder, info, writer
+        self._shard_bytes, self._flush_seconds = shard_bytes, flush_seconds
+        if (folder / STORE).exists():
+            _refuse_other(folder, _read_info(folder), info)
+        else:
+            write_atomically(folder / STORE, json.dumps(dataclasses.asdict(info), indent=1))
+        self._index = folder / f"index-{writer:05d}.json"
+        self.entries = _read_index(self._index) if self._index.exists() else {}
+        self._shards = len({entry.shard for entry in self.entries.values()})
+        self._pending: list[tuple[str, str, np.ndarray]] = []
+        self._last = time.monotonic()
+
+    def __enter__(self) -> "TargetWriter":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.flush()
+
+    def has(self, pair: Pair) -> bool:
+        """Whether this pair's targets are on disk.
+
+        Raises:
+          SsbError: targets are stored under its id for other tokens.
+        """
+        entry = self.entries.get(pair.question_id)
+        if entry is not None:
+            _check_entry(pair, entry)
+        return entry is not None
+
+    def add(self, pair: Pair, values: Float[np.ndarray, "R X"]) -> None:
+        """Takes the targets of a pair, one row a reply token.
+
+        Raises:
+          SsbError: the rows are not one a reply token, or one of them is not finite.
+        """
+        expected = (len(pair.reply_ids), self.info.width)
+        if values.shape != expected:
+            raise SsbError(f"targets of {pair.question_id}: expected shape {expected}, got {values.shape}")
+        _check_finite(pair, values, "check the weights of the model, and its dtype")
+        row = values.astype(jnp.dtype(self.info.dtype))
+        self._pending.append((pair.question_id, pair_digest(pair), row))
+        size = sum(rows.nbytes for _, _, rows in self._pending)
+        if size >= self._shard_bytes or time.monotonic() - self._last > self._flush_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes pending examples as one shard, then the index that names them."""
+        self._last = time.monotonic()
+        if not self._pending:
+            return
+        shard = f"{self.writer:05d}-{self._shards:05d}.safetensors"
+        data = save({"targets": np.concatenate([rows for _, _, rows in self._pending])})
+        write_atomically(self.folder / shard, data)
+        start = 0
+        for question_id, digest, rows in self._pending:
+            self.entries[question_id] = Entry(shard, start, len(rows), digest)
+            start += len(rows)
+        listing = {key: dataclasses.astuple(entry) for key, entry in self.entries.items()}
+        write_atomically(self._index, json.dumps(listing, separators=(",", ":")))
+        self._shards += 1
+        self._pending = []
+
+
+@dataclass(frozen=True)
+class TargetStore:
+    """A store open for reading, by question id."""
+
+    folder: Path
+    info: StoreInfo
+    entries: dict[str, Entry]
+
+    def read(self, pair: Pair) -> Float[np.ndarray, "R X"]:
+        """The targets of a pair, one row a reply token, in the store's dtype.
+
+        Raises:
+          SsbError: naming the example: no targets, targets of other tokens, a damaged file, a number not finite.
+        """
+        entry = self.entries.get(pair.question_id)
+        if entry is None:
+            raise SsbError(f"no targets for {pair.question_id} in {self.folder}; run `ssb targets` again")
+        _check_entry(pair, entry)
+        path = self.folder / entry.shard
+        try:
+            with safe_open(path, "np") as file:
+                values = file.get_slice("targets")[entry.start : entry.start + entry.tokens]
+        except (OSError, SafetensorError) as error:
+            raise SsbError(f"targets of {pair.question_id}: {path} cannot be read ({error}); {_AGAIN}") from None
+        if values.shape != (entry.tokens, self.info.width):
+            raise SsbError(f"targets of {pair.question_id}: {path} holds too few rows; {_AGAIN}")
+        _check_finite(pair, values, _AGAIN)
+        return values
+
+    def check(self, pairs: Iterable[Pair], model: Transformer) -> None:
+        """Says before the first step whether every pair has targets of its own tokens, made by this very model.
+
+        Raises:
+          SsbError: listing what does not match.
+        """
+        made_with = store_info(model, encoding=self.info.encoding, dtype=self.info.dtype)
+        _refuse_other(self.folder, self.info, made_with)
+        pairs = list(pairs)
+        missing = [pair.question_id for pair in pairs if pair.question_id not in self.entries]
+        if missing:
+            raise SsbError(
+                f"{len(missing)} of {len(pairs)} pairs have no targets in {self.folder} ({_first(missing)}); "
+                "run `ssb targets` again"
+            )
+        for pair in pairs:
+            _check_entry(pair, self.entries[pair.question_id])
+
+
+def open_store(folder: Path) -> TargetStore:
+    """Opens a store for reading.
+
+    Raises:
+      SsbError: there is none in the folder, or its index is damaged.
+    """
+    info = _read_info(folder)
+    entries: dict[str, Entry] = {}
+    for index in sorted(folder.glob("index-*.json")):
+        entries.update(_read_index(index))
+    return TargetStore(folder, info, entries)
+
+
+def _read_info(folder: Path) -> StoreInfo:
+    try:
+        return StoreInfo(**json.loads((folder / STORE).read_bytes()))
+    except FileNotFoundError:
+        raise SsbError(f"no targets in {folder} (no {STORE}); run `ssb targets` first") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise SsbError(f"{folder / STORE} cannot be read ({error}); {_AGAIN}") from None
+
+
+def _read_index(path: Path) -> dict[str, Entry]:
+    try:
+        return {key: Entry(*values) for key, values in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SsbError(f"{path} cannot be read ({error}); {_AGAIN}") from None
+
+
+def _refuse_other(folder: Path, stored: StoreInfo, wanted: StoreInfo) -> None:
+    fields = [field.name for field in dataclasses.fields(StoreInfo)]
+    different = [name for name in fields if getattr(stored, name) != getattr(wanted, name)]
+    if different:
+        what = "; ".join(f"{name}: stored {getattr(stored, name)}, now {getattr(wanted, name)}" for name in different)
+        raise SsbError(f"{folder} holds targets of another model or setting ({what}); {_AGAIN}")
+
+
+def _check_entry(pair: Pair, entry: Entry) -> None:
+    if entry.digest != pair_digest(pair) or entry.tokens != len(pair.reply_ids):
+        raise SsbError(
+            f"targets of {pair.question_id} were made for other tokens (another prompt, reply or tokenizer); {_AGAIN}"
+        )
+
+
+def _check_finite(pair: Pair, values: np.ndarray, fix: str) -> None:
+    bad = ~np.isfinite(values.astype(np.float32)).all(axis=-1)
+    if bad.any():
+        raise SsbError(
+            f"targets of {pair.question_id} are not finite at {bad.sum()} of {len(bad)} reply tokens, the first at "
+            f"{bad.argmax()}; {fix}"
+        )
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
