@@ -21,6 +21,7 @@ from ssb_jax.artifacts import Manifest, complete, read_jsonl, read_manifest, wri
 from ssb_jax.config import Data, EvaluationSet, Section, SsbError, dump_config
 from ssb_jax.console import mapping, note
 from ssb_jax.model.adapters import load_adapter
+from ssb_jax.model.lora import Lora
 from ssb_jax.records import Hint, Lesson, Pair, Question, Verdict
 from ssb_jax.stages import distillation, evaluation, hints, questions, rollouts, targets, teaching, verification
 from ssb_jax.workspace import Workspace
@@ -364,7 +365,7 @@ def _answer_set(
     }
 
     def make() -> dict:
-        lora = None if adapter is None else load_adapter(run.adapter_folder, run.workspace.model.config)
+        lora = None if adapter is None else _load_adapter(run)
         return evaluation.run(
             members,
             folder,
@@ -375,6 +376,10 @@ def _answer_set(
         )
 
     return _complete(folder, "evaluation", made_from, make)
+
+
+def _load_adapter(run: Run) -> Lora:
+    return load_adapter(run.adapter_folder, run.workspace.model.config, mesh=run.workspace.mesh)
 
 
 # ---- shared ---------------------------------------------------------------------------------------------------------

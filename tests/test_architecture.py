@@ -18,7 +18,7 @@ LAYERS = [
     {"tiny", "workspace"},
     {"answering"},
     {"stages"},
-    {"pipeline", "bench"},
+    {"pipeline", "export", "bench"},
     {"cli"},
 ]
 WITHOUT_JAX = ["config", "records", "artifacts", "console", "chat", "prompts", "answers", "stats", "tiny.problems"]

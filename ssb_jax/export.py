@@ -1,0 +1,30 @@
+"""A run's adapter for other tools: as a PEFT folder, or merged into a checkpoint that transformers and vLLM load."""
+
+from pathlib import Path
+
+from ssb_jax.artifacts import read_manifest
+from ssb_jax.config import SsbError, load_config
+from ssb_jax.model.adapters import load_adapter, save_adapter
+from ssb_jax.model.lora import merge
+from ssb_jax.model.weights import save_model
+from ssb_jax.workspace import Workspace
+
+
+def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = None) -> None:
+    """Writes the adapter of a finished run to `peft`, and the base with the adapter added to `merged`.
+
+    Raises:
+      SsbError: the run has no finished adapter, or an output folder is not empty.
+    """
+    if read_manifest(run_folder / "distillation") is None:
+        raise SsbError(f"{run_folder} has no finished adapter; run `ssb run` or `ssb distill` first")
+    for out in (peft, merged):
+        if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise SsbError(f"{out} is not an empty folder; choose another one")
+    config = load_config(run_folder / "config.yaml")
+    workspace = Workspace(config)
+    lora = load_adapter(run_folder / "distillation" / "adapter", workspace.model.config, mesh=workspace.mesh)
+    if peft is not None:
+        save_adapter(lora, peft, base=config.model.path)
+    if merged is not None:
+        save_model(merge(workspace.model, lora), merged, source_folder=workspace.model_folder)
