@@ -1,0 +1,7 @@
+"""The rollout engine: requests in, completions out. Knows token ids, no text and no files."""
+
+from ssb_jax.sampling.engine import generate
+from ssb_jax.sampling.loop import generate_simple
+from ssb_jax.sampling.params import Completion, Request, SamplingParams
+
+__all__ = ["Completion", "Request", "SamplingParams", "generate", "generate_simple"]
