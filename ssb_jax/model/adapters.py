@@ -23,19 +23,16 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 # What we do not implement: option -> the values that switch it off.
 OFF = {
-    "use_rslora": (False, None),
-    "use_dora": (False, None),
-    "use_qalora": (False, None),
-    "lora_bias": (False, None),
-    "fan_in_fan_out": (False, None),
     "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "layers_to_transform": (None, []),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
+    # The other ways to start (pissa, olora, loftq, ...) change the base model's weights too.
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),
+    **dict.fromkeys(
+        ("use_rslora", "use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out"), (False, None)
+    ),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (None, {})),
+    **dict.fromkeys(("modules_to_save", "exclude_modules", "layers_to_transform", "layer_replication"), (None, [])),
+    **dict.fromkeys(("trainable_token_indices", "target_parameters", "alora_invocation_tokens"), (None, [])),
+    **dict.fromkeys(("arrow_config", "kasa_config", "velora_config", "monteclora_config"), (None,)),
 }
 
 

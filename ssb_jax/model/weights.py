@@ -198,12 +198,13 @@ def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
 def opened_safetensors(path: Path) -> Iterator[safe_open]:
     """A memory-mapped safetensors file. Raises SsbError when it is missing, cut off or not such a file."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
+        file = safe_open(path, framework="numpy")
     except FileNotFoundError:
         raise SsbError(f"{path} does not exist; download or save the folder again") from None
     except (SafetensorError, OSError) as error:
         raise SsbError(f"{path} is not a whole safetensors file ({error}); download or save it again") from None
+    with file:
+        yield file
 
 
 def read_json(path: Path, why: str) -> dict[str, Any]:
