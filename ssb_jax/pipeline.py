@@ -11,18 +11,19 @@ was cut off is continued, one made from other settings is refused. Settings that
 batch sizes of forward passes, logging) are not part of what a folder is made from.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssb_jax.answering import load_rollouts
 from ssb_jax.artifacts import Manifest, complete, read_jsonl, read_manifest, write_atomically, write_jsonl
-from ssb_jax.config import Data, EvaluationSet, Section, SsbError, dump_config
+from ssb_jax.config import Config, Data, EvaluationSet, Section, SsbError, dump_config
 from ssb_jax.console import mapping, note
 from ssb_jax.model.adapters import load_adapter
 from ssb_jax.model.lora import Lora
-from ssb_jax.records import Hint, Lesson, Pair, Question, Verdict
+from ssb_jax.records import DropReason, Hint, Lesson, Pair, Question, Verdict
 from ssb_jax.stages import distillation, evaluation, hints, questions, rollouts, targets, teaching, verification
 from ssb_jax.workspace import Workspace
 
@@ -35,7 +36,7 @@ class Run:
     workspace: Workspace
 
     @property
-    def config(self):
+    def config(self) -> Config:
         return self.workspace.config
 
     def block_folder(self, block: int, stage: str) -> Path:
@@ -235,7 +236,7 @@ def _no_pairs(run: Run) -> str:
     counts = funnel(run)
     advice = (
         "the model is always right: take harder questions"
-        if counts.get("no_incorrect", 0) > counts["questions"] / 2
+        if counts.get(f"dropped: {DropReason.NO_INCORRECT}", 0) > counts["questions"] / 2
         else "raise rollouts.num_samples, rollouts.temperature or rollouts.max_new_tokens, or take other questions"
         if not counts["mixed"]
         else "raise teaching.attempts or teaching.max_new_tokens, or change prompts.hinted"
@@ -246,29 +247,23 @@ def _no_pairs(run: Run) -> str:
 
 
 def funnel(run: Run) -> dict[str, int]:
-    """From questions to pairs: how many are left after each step, and why the others were dropped."""
-    counts: dict[str, int] = {
-        "questions": len(load_questions(run)),
-        "rolled_out": 0,
-        "mixed": 0,
-        "hinted": 0,
-        "kept": 0,
-    }
+    """From questions to pairs: how many are left after each step, and `dropped: reason` for the others."""
+    counts = {"questions": len(load_questions(run)), "rolled out": 0, "mixed": 0, "hinted": 0, "verified": 0, "kept": 0}
+    dropped: Counter[str] = Counter()
     for block, _ in _blocks(run):
         chosen = read_manifest(run.block_folder(block, "hints"))
         taught = read_manifest(run.block_folder(block, "teaching"))
         if chosen is not None:
-            _add(counts, {"rolled_out": chosen.counts["questions"], "mixed": chosen.counts["mixed"]})
-            _add(counts, {k: n for k, n in chosen.counts.items() if k not in ("questions", "mixed")})
+            counts["rolled out"] += chosen.counts["questions"]
+            counts["mixed"] += chosen.counts["mixed"]
         if taught is not None:
-            _add(counts, {"hinted": taught.counts["hinted"], "kept": taught.counts["pairs"]})
-            _add(counts, {k: n for k, n in taught.counts.items() if k not in ("hinted", "pairs", "tokens")})
-    return counts
-
-
-def _add(total: dict[str, int], more: dict[str, int]) -> None:
-    for key, count in more.items():
-        total[key] = total.get(key, 0) + count
+            counts["hinted"] += taught.counts["hinted"]
+            counts["verified"] += taught.counts["pairs"]
+        for manifest in filter(None, (chosen, taught)):
+            dropped.update({reason: manifest.counts.get(reason, 0) for reason in DropReason})
+    pairs = read_manifest(run.folder / "pairs")
+    counts["kept"] = 0 if pairs is None else pairs.counts["pairs"]
+    return counts | {f"dropped: {reason}": number for reason, number in dropped.items() if number}
 
 
 # ---- pairs to adapter -----------------------------------------------------------------------------------------------
@@ -391,7 +386,9 @@ def _questions(run: Run, data: Data, folder: Path) -> list[Question]:
     return read_jsonl(folder / "questions.jsonl", Question)
 
 
-def _complete(folder: Path, stage: str, made_from: dict[str, Any], make, *, quiet: bool = False) -> Manifest:
+def _complete(
+    folder: Path, stage: str, made_from: dict[str, Any], make: Callable[[], dict], *, quiet: bool = False
+) -> Manifest:
     manifest, was_there = complete(folder, stage=stage, made_from=made_from, make=make)
     if not quiet:
         state = "complete, skipped" if was_there else f"{manifest.seconds:.1f} s"
