@@ -49,9 +49,12 @@ class ModelConfig:
         missing = [name for name in (*_SIZES, "rms_norm_eps") if raw.get(name) is None and name not in _DERIVABLE]
         if missing:
             problems.append(f"missing: {', '.join(missing)}")
+        for name in _SIZES:
+            if raw.get(name) is not None and type(raw[name]) is not int:
+                problems.append(f"{name} must be a whole number, got {raw[name]!r}")
         if problems:
             raise SsbError("config.json does not describe a supported Qwen2 model: " + "; ".join(problems))
-        sizes = {ours: int(raw[theirs]) for theirs, ours in _SIZES.items() if raw.get(theirs) is not None}
+        sizes = {ours: raw[theirs] for theirs, ours in _SIZES.items() if raw.get(theirs) is not None}
         sizes.setdefault("num_kv_heads", sizes["num_heads"])
         if "head_dim" not in sizes:
             if sizes["hidden_size"] % sizes["num_heads"]:

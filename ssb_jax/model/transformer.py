@@ -74,11 +74,11 @@ class Transformer(nnx.Module):
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype of the weights, and of the hidden states."""
-        return self.embed[...].dtype
+        return self.embed.get_value().dtype
 
     def head_weight(self) -> Float[Array, "V D"]:
         """The output projection: the embedding itself when tied."""
-        return self.embed[...] if self.lm_head is None else self.lm_head[...]
+        return (self.embed if self.lm_head is None else self.lm_head).get_value()
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits in float32 of hidden states after the last norm."""
