@@ -1,18 +1,36 @@
-"""The rollout engine: many requests through few compiled shapes."""
+"""The rollout engine: continuous batching over a fixed number of slots.
+
+    requests -> window -> prefill in batches of one length bucket -> staged prompts -> slots -> completions
+
+Slots decode in chunks; a slot whose sequence ended is given to the next staged sample at the end of its chunk, by
+copying the staged keys and values. The cache is as long as its longest sequence needs, by buckets. Which tokens come
+out depends on none of this: see keys.py and filters.py.
+
+Every decision is a function of requests and tokens, never of time, so that all processes of a pod take the same ones
+and a run repeats exactly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 
-from ssb_jax.config import Engine
+from ssb_jax.config import Engine as EngineSettings
+from ssb_jax.config import SsbError
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer
-from ssb_jax.sampling.loop import generate_simple
-from ssb_jax.sampling.params import Completion, Request
+from ssb_jax.records import StopReason
+from ssb_jax.sampling import device, schedule
+from ssb_jax.sampling.params import Completion, Request, check_request, completion, token_limit
+from ssb_jax.sampling.queue import Queue, Staged
+from ssb_jax.sampling.slots import Sampled, Slots
+from ssb_jax.sampling.stats import EngineStats, Meter
+
+log = logging.getLogger(__name__)
 
 
 def generate(
@@ -21,13 +39,147 @@ def generate(
     *,
     seed: int,
     lora: Lora | None = None,
-    settings: Engine,
+    settings: EngineSettings,
     mesh: jax.sharding.Mesh | None = None,
-    on_stats: Callable | None = None,
+    on_stats: Callable[[EngineStats], None] | None = None,
 ) -> Iterator[Completion]:
-    """Yields one completion a (request, sample)."""
-    requests = iter(requests)
-    while some := list(islice(requests, 16)):
-        with use_mesh(mesh):
-            done = generate_simple(model, some, seed=seed, lora=lora)
+    """Yields one completion for each (request, sample), in the order in which they end.
+
+    A sequence (list, tuple) of requests is checked before anything starts; an iterator is read, and checked, as slots
+    get free, so that memory does not grow with its length.
+
+    Args:
+      lora: an adapter, applied unmerged.
+      settings: these change the speed, never the tokens.
+      mesh: the mesh on which `model` lies. Slots are split over data and fsdp, heads and vocabulary over tensor.
+      on_stats: is called after each chunk.
+
+    Raises:
+      SsbError: a request that cannot be generated; slots that do not fit the memory; failures of more than
+        `settings.max_failed` of the sequences known so far (those that had ended were yielded).
+    """
+    total = 0
+    if isinstance(requests, Sequence):
+        for request in requests:
+            _check(request, model)
+        total = sum(len(request.samples) for request in requests)
+    engine = _Engine(model, lora, iter(requests), seed=seed, settings=settings, mesh=mesh, total=total)
+    return _run(engine, on_stats)
+
+
+def _run(engine: _Engine, on_stats: Callable[[EngineStats], None] | None) -> Iterator[Completion]:
+    while True:
+        with use_mesh(engine.mesh):  # not around the yield: the caller's code is not ours to put on a mesh
+            if not engine.fill():
+                return
+            done = engine.advance()
+        if on_stats is not None:
+            on_stats(engine.stats())
         yield from done
+        engine.check_failures()
+
+
+class _Engine:
+    """A run: the queue, the slots, and the rules that bring them together."""
+
+    def __init__(self, model, lora, requests, *, seed, settings, mesh, total):
+        self.model, self.lora, self.seed, self.settings, self.mesh = model, lora, seed, settings, mesh
+        self.total = total  # sequences, where known before
+        self.meter = Meter()
+        self.slots = self._slots(0)
+        self.cpu = schedule.on_cpu(mesh)
+        self.budget = schedule.cache_budget(model, mesh=mesh)
+        self.queue = Queue(
+            incoming=requests,
+            check=lambda request: _check(request, model),
+            prefill=self._prefill,
+            parts=schedule.row_parts(mesh),
+            tokens=schedule.PREFILL_TOKENS_CPU if self.cpu else schedule.PREFILL_TOKENS,
+            window=deque(),
+            staged=deque(),
+        )
+
+    def fill(self) -> bool:
+        """Gives free slots to waiting samples; False when nothing is left to do."""
+        running = self.slots.running()
+        if not running:
+            if not self.queue.waiting():
+                return False
+            self._open()
+        assignments: dict[int, tuple[Staged, Sampled]] = {}
+        longest = max((s.reach for s in running), default=0)
+        for slot in self.slots.free():
+            staged = self.queue.head()
+            if staged is None:
+                break
+            new = Sampled(staged.request, staged.samples[0], token_limit(staged.request, self._context))
+            longest = max(longest, new.reach)
+            if self.slots.count * schedule.bucket(longest, schedule.SHORTEST_CACHE) > self.budget.tokens:
+                break  # it waits for the present sequences to end, and then gets fewer and longer slots
+            staged.samples.popleft()
+            assignments[slot] = (staged, new)
+        if self.cpu and not self.queue.waiting():
+            self._compact(len(self.slots.running()) + len(assignments))
+        self.slots.assign(assignments, seed=self.seed, chunk=self.settings.chunk)
+        return True
+
+    def advance(self) -> list[Completion]:
+        """Decodes a chunk and returns what ended in it."""
+        # While others wait, a chunk ends early once an eighth of the slots is free.
+        enough = max(1, self.slots.count // 8) if self.queue.waiting() else self.slots.count + 1
+        ended = self.slots.decode(self.model, self.lora, chunk=self.settings.chunk, leave_after=enough)
+        done = [completion(s.request, s.sample, s.emitted) for s in ended]
+        self.meter.counts.update(c.stop.value for c in done)
+        return done
+
+    def check_failures(self) -> None:
+        failed = self.meter.counts[StopReason.FAILED.value]
+        asked = max(self.total, self.queue.read)
+        if failed > self.settings.max_failed * asked:
+            raise SsbError(
+                f"{failed} of {asked} sequences failed, more than engine.max_failed = {self.settings.max_failed:g} "
+                f"allows: the logits were not finite. Are the weights, or the adapter, intact? What had ended is kept"
+            )
+
+    def stats(self) -> EngineStats:
+        return self.meter.snapshot(slots=self.slots.count, cache_tokens=self.slots.length)
+
+    @property
+    def _context(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    def _slots(self, count: int) -> Slots:
+        return Slots(count, config=self.model.config, dtype=self.model.dtype, meter=self.meter)
+
+    def _open(self) -> None:
+        """Chooses the number of slots for what waits; none is in use."""
+        requests, sequences = self.queue.known()
+        count, reason = schedule.choose_slots(
+            wanted=self.settings.slots,
+            sequences=sequences,
+            longest=max(len(r.prompt_ids) + token_limit(r, self._context) for r in requests),
+            budget=self.budget,
+            mesh=self.mesh,
+        )
+        if count != self.slots.count:
+            log.info("%d slots: %s", count, reason)
+            self.slots = self._slots(count)
+
+    def _compact(self, running: int) -> None:
+        """Halves the slots when nothing waits and half of them are idle.
+
+        On CPU alone: there a step's time follows the number of slots, on an accelerator that of the weights.
+        """
+        parts = schedule.row_parts(self.mesh)
+        count = max(parts, 1 << (running - 1).bit_length())
+        if count <= self.slots.count // 2 and self.slots.count > schedule.FEW_SLOTS:
+            self.slots.compact(max(count, schedule.FEW_SLOTS))
+
+    def _prefill(self, tokens, lengths):
+        self.meter.counts.update(prompt_tokens=int(lengths.sum()), padded_prompt_tokens=tokens.size)
+        what = f"prefill of {tokens.shape[0]} prompts, {tokens.shape[1]} tokens"
+        return self.meter.timed("prefill", what, lambda: device.prefill(self.model, self.lora, tokens, lengths))
+
+
+def _check(request: Request, model: Transformer) -> None:
+    check_request(request, vocab_size=model.config.vocab_size, context=model.config.max_position_embeddings)

@@ -1,0 +1,101 @@
+"""Sizes: which lengths are compiled, how many slots fit. Pure arithmetic; the same in every process of a pod."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ssb_jax.config import SsbError
+from ssb_jax.model.transformer import Transformer
+
+SHORTEST_CACHE, SHORTEST_PROMPT = 128, 32
+MOST_SLOTS = 256  # on an accelerator; beyond, the cache read dominates a step and more slots gain little
+MOST_SLOTS_CPU = 64
+FEW_SLOTS = 8  # fewer save nothing
+PREFILL_TOKENS, PREFILL_TOKENS_CPU = 8192, 1024  # in one prefill: enough rows for the matrix units, little to wait for
+MEMORY_SHARE = 0.8  # of what the weights leave: the rest is for logits, staged prompts and the compiler's temporaries
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the mesh can hold, over all its devices."""
+
+    tokens: int  # tokens of cache
+    bytes: int
+    bytes_per_token: int
+
+
+def bucket(n: int, shortest: int) -> int:
+    """The smallest length >= n of those that are compiled: 2^i and 1.5 * 2^i, so at most a third is padding."""
+    n = max(n, shortest)
+    power = 1 << (n - 1).bit_length()
+    return power * 3 // 4 if n <= power * 3 // 4 and power >= 4 else power
+
+
+def row_parts(mesh: jax.sharding.Mesh | None) -> int:
+    """Over how many devices rows are split: batches are multiples of it."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def on_cpu(mesh: jax.sharding.Mesh | None) -> bool:
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return device.platform == "cpu"
+
+
+def cache_budget(model: Transformer, *, mesh: jax.sharding.Mesh | None) -> Budget:
+    """Tokens of cache that fit beside the weights.
+
+    From the devices' whole memory, not from what is free now: free memory differs from run to run, and the number of
+    slots should not.
+    """
+    config = model.config
+    devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
+    own = next(d for d in devices if d.process_index == jax.process_index())
+    weights = sum(x.nbytes for x in jax.tree.leaves(model))
+    if own.platform == "cpu":
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # the other half is for other programs
+    else:
+        total = own.memory_stats()["bytes_limit"] * len(devices)
+        weights *= 1 if mesh is None else mesh.shape["data"]
+    free = max(0, int((total - weights) * MEMORY_SHARE))
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(model.dtype).itemsize
+    if mesh is not None and config.num_kv_heads % mesh.shape["tensor"]:
+        per_token *= mesh.shape["tensor"]  # such heads lie on every device of the tensor axis
+    return Budget(tokens=free // per_token, bytes=free, bytes_per_token=per_token)
+
+
+def choose_slots(
+    *, wanted: int | None, sequences: int | None, longest: int, budget: Budget, mesh: jax.sharding.Mesh | None
+) -> tuple[int, str]:
+    """How many sequences to decode at once, and why.
+
+    Args:
+      wanted: the setting; None = choose.
+      sequences: how many there are to decode; None = more than are known.
+      longest: tokens that the longest of them may reach.
+
+    Raises:
+      SsbError: the wanted number, or a single row of slots, does not fit the memory.
+    """
+    parts = row_parts(mesh)
+    length = bucket(longest, SHORTEST_CACHE)
+    fits = budget.tokens // length // parts * parts
+    most = wanted or (MOST_SLOTS_CPU if on_cpu(mesh) else MOST_SLOTS)
+    rounded = math.ceil(most / parts) * parts
+    memory = (
+        f"{budget.bytes / 2**30:.1f} GiB for the cache hold {fits} sequences of {length:,} tokens "
+        f"({budget.bytes_per_token / 1024:.1f} KiB a token)"
+    )
+    if fits < parts or (wanted and fits < rounded):
+        raise SsbError(
+            f"engine.slots: {rounded if wanted else parts} slots do not fit: {memory}; "
+            f"lower engine.slots or max_new_tokens, or use more devices"
+        )
+    needed = rounded if sequences is None else math.ceil((1 << (sequences - 1).bit_length()) / parts) * parts
+    slots = min(rounded, fits, needed)
+    reason = {needed: f"{sequences} sequences to decode", fits: memory, rounded: "as set" if wanted else "the default"}
+    return slots, reason[slots]
