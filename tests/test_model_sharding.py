@@ -74,7 +74,7 @@ def test_sharded_gradients_equal_unsharded(shape):
 
 def test_every_array_is_split_as_the_table_says():
     mesh = mesh_of((2, 2, 2))
-    model, lora = random_model(CONFIG, mesh=mesh), make_lora()
+    model, lora = sharded_model(CONFIG, mesh), make_lora()
     cache = jax.device_put(init_cache(CONFIG, 4, 8), cache_shardings(init_cache(CONFIG, 4, 8), mesh))
     shards = {name: x[...].addressable_shards[0].data.shape for name, x in model.layers.items()}
     L, D, N, K, H, F = 3, 32, 4, 2, 8, 48

@@ -284,8 +284,9 @@ def _is_redundant_head(tensors: dict[str, Any]) -> bool:
     head, embedding = tensors[HEAD], tensors[EMBEDDING]
     if head.get_shape() != embedding.get_shape():
         return False
-    rows = range(0, head.get_shape()[0], COMPARED_ROWS)
-    return all(np.array_equal(head[i : i + COMPARED_ROWS], embedding[i : i + COMPARED_ROWS]) for i in rows)
+    size = head.get_shape()[0]
+    parts = [slice(start, min(start + COMPARED_ROWS, size)) for start in range(0, size, COMPARED_ROWS)]
+    return all(np.array_equal(head[part], embedding[part]) for part in parts)
 
 
 def _load_parameter(name: str, abstract: jax.ShapeDtypeStruct, sharding: Any, tensors: dict[str, Any]) -> jax.Array:
