@@ -163,11 +163,21 @@ class Distillation(Section):
     """Step 5: the student matches the teacher. The defaults are the published run's."""
 
     loss: str = "ssb"
-    """A name of `ssb_jax/losses/menu.py`, or `module:function` of your own."""
+    """A name of `ssb_jax/losses/menu.py`, or `module:function` or `path/to/file.py:function` of your own."""
+    loss_options: dict[str, float | str] = {}
+    """Options of the loss, such as `tau` of clipped_kl."""
     temperature: Positive = 2.0
     """Softens both distributions; the loss is multiplied by its square."""
     kl_weight: Fraction = 1.0
     """w: the loss is w times the divergence plus (1 - w) times the cross-entropy on the reply."""
+    reduction: Literal["token", "sequence"] = "token"
+    """Mean over all reply tokens of the batch (as published), or the mean of each reply's own mean."""
+    stop_weight: NotNegative = 1.0
+    """Weight of the end-of-turn token."""
+    skip_first: Annotated[int, Field(ge=0)] = 0
+    """So many first tokens of each reply do not count."""
+    ignore_special_tokens: bool = False
+    """Leave special tokens other than the end of turn out of the loss."""
     learning_rate: Positive = 2e-4
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -177,6 +187,10 @@ class Distillation(Section):
     max_grad_norm: Positive | None = 1.0
     batch_size: Count = 4
     """Examples in an optimizer step."""
+    micro_batch: Count | None = None
+    """Examples in a forward and backward pass; gradients add up to the same token mean. None: the whole batch."""
+    packing: bool = True
+    """Put several examples in a row, each a segment of its own, where that saves padding. The loss is the same."""
     epochs: Count = 3
     max_length: Annotated[int, Field(ge=2)] = 8192
     """Tokens of prompt + reply; a longer prompt is cut on the left, a longer reply on the right, both counted."""

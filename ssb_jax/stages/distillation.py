@@ -1,0 +1,207 @@
+"""Step 5: the student (base + LoRA) sees the bare question and learns the teacher's distribution on the reply.
+
+`distil` is the loop: data order, steps, metrics, checkpoints. It continues from the last checkpoint, with the same next
+loss as if it had never stopped; metrics.jsonl then has every step once.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ssb_jax.checkpoint import checkpoints, restore, save
+from ssb_jax.config import Config, Distillation, SsbError
+from ssb_jax.config import Lora as LoraSettings
+from ssb_jax.console import note, progress
+from ssb_jax.losses.chunked import make_objective
+from ssb_jax.losses.menu import resolve_loss
+from ssb_jax.metrics import MetricsLog, open_metrics, read_metrics
+from ssb_jax.model.adapters import save_adapter
+from ssb_jax.model.lora import Lora
+from ssb_jax.model.sharding import use_mesh
+from ssb_jax.model.transformer import Transformer
+from ssb_jax.records import Pair
+from ssb_jax.store import open_store
+from ssb_jax.training.batches import Weighting
+from ssb_jax.training.plan import Plan, Prepared, Targets, make_plan, prepared_batches
+from ssb_jax.training.step import StepNumbers, init_state, make_optimizer, make_schedule, make_step, put_batch
+from ssb_jax.workspace import Workspace
+
+
+def run(pairs: Sequence[Pair], *, config: Config, store_folder: Path, folder: Path, workspace: Workspace) -> dict:
+    """Trains the adapter and saves it as `folder/adapter` in PEFT's format.
+
+    Returns:
+      Steps, first and last loss, tokens, seconds, how many prompts and replies were cut.
+
+    Raises:
+      SsbError: targets are missing or another model's, the loss is not finite, a setting does not fit.
+    """
+    store = open_store(store_folder)
+    store.check(pairs, workspace.model)
+    special = frozenset(workspace.chat.tokenizer.all_special_ids)
+    lora, summary = distil(
+        workspace.model,
+        pairs,
+        store.read,
+        settings=config.distillation,
+        lora_settings=config.lora,
+        encoding=store.info.encoding,
+        seed=config.seed,
+        folder=folder,
+        mesh=workspace.mesh,
+        pad_id=workspace.chat.pad_id,
+        special_ids=special - {workspace.chat.end_of_turn_id},
+    )
+    _save_adapter_atomically(lora, folder / "adapter", base=config.model.path)
+    return summary
+
+
+def distil(
+    model: Transformer,
+    pairs: Sequence[Pair],
+    targets: Targets,
+    *,
+    settings: Distillation,
+    lora_settings: LoraSettings,
+    folder: Path,
+    encoding: str = "hidden",
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    pad_id: int = 0,
+    special_ids: frozenset[int] = frozenset(),
+) -> tuple[Lora, dict[str, Any]]:
+    """Trains an adapter on pairs and their targets; checkpoints and metrics go to `folder`.
+
+    Args:
+      targets: a pair's targets, one row a reply token: states after the last norm or logits, as `encoding` says.
+      special_ids: what `settings.ignore_special_tokens` leaves out of the loss.
+
+    Returns:
+      The adapter and a summary of the whole run, interrupted parts included.
+    """
+    plan = make_plan(model.config, pairs, settings=settings, seed=seed, mesh=mesh)
+    schedule = make_schedule(settings, plan.steps)
+    optimizer = make_optimizer(settings, schedule)
+    loss = resolve_loss(settings.loss, settings.loss_options)
+    init_key, dropout_key = jax.random.split(jax.random.key(seed))
+    step = make_step(
+        objective=make_objective(loss, temperature=settings.temperature, kl_weight=settings.kl_weight),
+        optimizer=optimizer,
+        schedule=schedule,
+        chunk=plan.grid.chunk,
+        examples=settings.batch_size,
+        remat=settings.remat,
+        dropout_key=dropout_key if lora_settings.dropout > 0 else None,
+    )
+    ignored = special_ids if settings.ignore_special_tokens else frozenset()
+    weighting = Weighting(settings.reduction, settings.stop_weight, settings.skip_first, ignored)
+    batches = prepared_batches(plan, targets, weighting=weighting, encoding=encoding, pad_id=pad_id)
+    with checkpoints(folder / "checkpoints", keep=settings.keep_checkpoints) as manager, use_mesh(mesh):
+        state = init_state(model, lora_settings, optimizer, key=init_key, mesh=mesh)
+        found = restore(manager, like=state)
+        if found is not None:
+            state, position = found
+            batches.set_state(position)
+            note(f"distillation continues after step {int(state.step)} of {plan.steps}")
+        done = int(state.step)
+        with (
+            open_metrics(
+                folder,
+                done=done,
+                tensorboard=settings.tensorboard,
+                wandb_project=settings.wandb_project,
+                config=settings.model_dump(mode="json"),
+            ) as log,
+            progress("distillation", plan.steps, done=done) as advance,
+        ):
+            report = _Reporter(log, advance, plan)
+            for number in range(done + 1, plan.steps + 1):
+                prepared = next(batches)
+                state, numbers = step(model, state, put_batch(prepared.batch, mesh))
+                report.later(number, numbers, prepared)
+                if number % settings.checkpoint_every == 0 or number == plan.steps:
+                    report.flush()
+                    log.sync()
+                    save(manager, number, state=state, data=batches.get_state())
+    return state.lora, _summary(folder, plan)
+
+
+class _Reporter:
+    """Writes each step's numbers one step late, so that the host prepares a step while the device works on another."""
+
+    def __init__(self, log: MetricsLog, advance: Callable[..., None], plan: Plan):
+        self._log, self._advance, self._plan = log, advance, plan
+        self._pending: tuple[int, StepNumbers, Prepared] | None = None
+        self._last = time.monotonic()
+
+    def later(self, step: int, numbers: StepNumbers, prepared: Prepared) -> None:
+        """Takes a step's numbers, which may still be computed, and writes those of the step before."""
+        self.flush()
+        self._pending = step, numbers, prepared
+
+    def flush(self) -> None:
+        """Waits for the last step taken and writes its row.
+
+        Raises:
+          SsbError: its loss or gradient is not finite; names the examples.
+        """
+        if self._pending is None:
+            return
+        (step, numbers, prepared), self._pending = self._pending, None
+        values = {name: np.asarray(getattr(numbers, name)) for name in StepNumbers.__dataclass_fields__}
+        example_losses = values.pop("example_losses")
+        row = {name: float(value) for name, value in values.items()}
+        if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
+            raise SsbError(_not_finite(step, row, example_losses, prepared))
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        row |= {
+            "epoch": step * self._plan.epochs / self._plan.steps,
+            "reply_tokens": prepared.reply_tokens,
+            "reply_length": prepared.reply_tokens / len(prepared.names),
+            "tokens_per_second": prepared.tokens / seconds,
+            "seconds": seconds,
+        }
+        self._log.write(step, row)
+        self._advance(loss=row["loss"], kl=row["kl"], agreement=row["agreement"])
+
+
+def _not_finite(step: int, row: dict[str, float], example_losses: np.ndarray, prepared: Prepared) -> str:
+    """What to say of a loss or gradient that is not finite: which examples of the step are to blame, if it shows."""
+    bad = [name for name, loss in zip(prepared.names, example_losses, strict=False) if not np.isfinite(loss)]
+    which = f"the loss of {', '.join(bad)}" if bad else f"the gradient of {', '.join(prepared.names)}"
+    return (
+        f"step {step}: {which} is not finite (loss {row['loss']}, gradient norm {row['grad_norm']}); training stopped, "
+        "the checkpoints before it are kept. Lower distillation.learning_rate, or look at these pairs and the loss"
+    )
+
+
+def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
+    rows = read_metrics(folder)
+    return {
+        "steps": plan.steps,
+        "examples": len(plan.examples),
+        "first_loss": rows[0]["loss"],
+        "last_loss": rows[-1]["loss"],
+        "reply_tokens": int(sum(row["reply_tokens"] for row in rows)),
+        "seconds": round(sum(row["seconds"] for row in rows), 2),
+        "cut_prompts": plan.cut_prompts,
+        "cut_replies": plan.cut_replies,
+    }
+
+
+def _save_adapter_atomically(lora: Lora, folder: Path, *, base: str) -> None:
+    """The folder appears with all its files, or not at all."""
+    parts = folder.with_name(f".{folder.name}.part")
+    for leftover in (parts, folder):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    save_adapter(lora, parts, base=base)
+    parts.rename(folder)

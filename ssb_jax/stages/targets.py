@@ -1,0 +1,161 @@
+"""Step 4: the base model reads each hinted prompt and its reply once; what it predicts for the reply is stored.
+
+The target of reply token t is the state at index len(prompt) - 1 + t after the last norm, or the logits there. Pairs
+are taken sorted by length, in batches of a few static shapes; an interrupted call continues with what is missing.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from ssb_jax.config import Config, SsbError
+from ssb_jax.console import progress
+from ssb_jax.model.sharding import spec, use_mesh
+from ssb_jax.model.transformer import Transformer
+from ssb_jax.records import Pair
+from ssb_jax.store import TargetWriter, open_store, store_info
+from ssb_jax.training.layout import Grid, Shape, bucket, choose_shapes, fitting
+from ssb_jax.workspace import Workspace
+
+
+def run(pairs: Sequence[Pair], *, config: Config, folder: Path, workspace: Workspace) -> dict:
+    """Stores the targets of all pairs; those already stored are not computed again.
+
+    Returns:
+      Counts: examples, reply tokens, bytes, bytes a token.
+
+    Raises:
+      SsbError: the folder holds another model's targets, a sequence exceeds the model's context, or the teacher's
+        numbers are not finite.
+    """
+    settings, model, mesh = config.targets, workspace.model, workspace.mesh
+    dtype = workspace.dtype.name if settings.dtype == "auto" else settings.dtype
+    info = store_info(model, encoding=settings.encoding, dtype=dtype)
+    writer = TargetWriter(folder, info, writer=jax.process_index())
+    stored = open_store(folder).entries.keys()
+    share = {pair.question_id for i, pair in enumerate(pairs) if i % jax.process_count() == jax.process_index()}
+    done = sum(writer.has(pair) for pair in pairs)
+    with writer, progress("targets", len(share), done=done) as advance:
+        targets = teacher_targets(
+            model, pairs, encoding=settings.encoding, batch_size=settings.batch_size, mesh=mesh, skip=stored
+        )
+        for pair, values in targets:
+            if pair.question_id in share and not writer.has(pair):
+                writer.add(pair, values)
+                advance()
+    tokens = sum(len(pair.reply_ids) for pair in pairs)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) + sum(
+        path.stat().st_size for path in folder.glob("index-*.json")
+    )
+    return {"examples": len(pairs), "tokens": tokens, "bytes": size, "bytes_per_token": round(size / tokens, 2)}
+
+
+def teacher_targets(
+    model: Transformer,
+    pairs: Sequence[Pair],
+    *,
+    encoding: str = "hidden",
+    batch_size: int = 8,
+    mesh: Mesh | None = None,
+    skip: Sequence[str] | set[str] = (),
+) -> Iterator[tuple[Pair, Float[np.ndarray, "R X"]]]:
+    """The teacher's states (R, D) after the last norm, or logits (R, V) in float32, for each pair's reply tokens.
+
+    Pairs come in order of length. A batch whose question ids are all in `skip` is left out.
+
+    Raises:
+      SsbError: two pairs share an id, a pair has no reply, or a sequence exceeds the model's context.
+    """
+    _check(pairs, model)
+    skip = set(skip)
+    head = _head_function(mesh) if encoding == "logits" else None
+    for batch, shape in _batches(pairs, batch_size, mesh):
+        if skip.issuperset(pair.question_id for pair in batch):
+            continue
+        arrays = _arrays(batch, shape)
+        with use_mesh(mesh):
+            states = _states_function(mesh)(model, *(_put(x, mesh) for x in arrays))
+            for row, pair in enumerate(batch):
+                values = states[row] if head is None else head(model, states[row])
+                yield pair, np.asarray(values)[: len(pair.reply_ids)]
+
+
+def _check(pairs: Sequence[Pair], model: Transformer) -> None:
+    seen: set[str] = set()
+    limit = model.config.max_position_embeddings
+    for pair in pairs:
+        name, length = pair.question_id, len(pair.teacher_prompt_ids) + len(pair.reply_ids)
+        if name in seen:
+            raise SsbError(f"two pairs have the id {name}; question ids must be unique")
+        if not pair.reply_ids or not pair.teacher_prompt_ids:
+            raise SsbError(f"pair {name}: expected a hinted prompt and a reply of at least one token each")
+        if length > limit:
+            raise SsbError(
+                f"pair {name}: hinted prompt and reply have {length} tokens, the model's context {limit}; remove the "
+                "pair, or lower rollouts.max_new_tokens and teaching.max_new_tokens"
+            )
+        seen.add(name)
+
+
+def _batches(pairs: Sequence[Pair], batch_size: int, mesh: Mesh | None) -> Iterator[tuple[list[Pair], Shape]]:
+    """Batches of similar length, each with one of a few shapes."""
+    multiple = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = -(-min(batch_size, len(pairs)) // multiple) * multiple
+    ordered = sorted(pairs, key=lambda pair: len(pair.teacher_prompt_ids) + len(pair.reply_ids))
+    batches = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
+
+    def need(batch: list[Pair]) -> Shape:
+        length = max(len(pair.teacher_prompt_ids) + len(pair.reply_ids) for pair in batch)
+        return Shape(1, rows, bucket(length), bucket(max(len(pair.reply_ids) for pair in batch)))
+
+    needs = [need(batch) for batch in batches]
+    shapes = choose_shapes(needs, Grid())
+    return ((batch, fitting(shapes, need, Grid())) for batch, need in zip(batches, needs, strict=True))
+
+
+def _arrays(batch: list[Pair], shape: Shape) -> tuple[Int[np.ndarray, "B T"], ...]:
+    """Tokens, positions, segments (B, T), and the column (B, R) whose state predicts each reply token."""
+    tokens, positions, segments = (np.zeros((shape.rows, shape.length), np.int32) for _ in range(3))
+    index = np.zeros((shape.rows, shape.replies), np.int32)
+    for row, pair in enumerate(batch):
+        ids, R = pair.teacher_prompt_ids + pair.reply_ids, len(pair.reply_ids)
+        tokens[row, : len(ids)] = ids
+        positions[row, : len(ids)] = np.arange(len(ids))
+        segments[row, : len(ids)] = 1
+        index[row, :R] = len(ids) - R - 1 + np.arange(R)
+    return tokens, positions, segments, index
+
+
+@functools.cache
+def _states_function(mesh: Mesh | None) -> Callable[..., Float[Array, "B R D"]]:
+    def states(model, tokens, positions, segment_ids, index):
+        hidden, _ = model(tokens, positions=positions, segment_ids=segment_ids)
+        return jnp.take_along_axis(hidden, index[..., None], axis=1)
+
+    return _replicated(states, mesh)
+
+
+@functools.cache
+def _head_function(mesh: Mesh | None) -> Callable[..., Float[Array, "R V"]]:
+    def logits(model, states):
+        return jnp.einsum("rd,vd->rv", states, model.head_weight(), preferred_element_type=jnp.float32)
+
+    return _replicated(logits, mesh)
+
+
+def _replicated(function: Callable, mesh: Mesh | None) -> Callable:
+    """Jitted, with a result that every process holds whole."""
+    return jax.jit(function) if mesh is None else jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _put(x: np.ndarray, mesh: Mesh | None) -> Array:
+    if mesh is None:
+        return jnp.asarray(x)
+    sharding = NamedSharding(mesh, spec("batch", "tokens"))
+    return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])

@@ -1,0 +1,1 @@
+"""What a training step consists of: where examples lie in a batch (layout.py, batches.py), and the step (step.py)."""

@@ -1,0 +1,209 @@
+"""The jitted training step: frozen base, LoRA in float32, loss through the chunked head, AdamW.
+
+`make_step` returns a function of (model, state, batch) that runs on one device or on a mesh; its loss is the weighted
+sum that the batch prescribes, over any number of micro-batches. Knows no files and no data order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from ssb_jax.config import Distillation, SsbError
+from ssb_jax.config import Lora as LoraSettings
+from ssb_jax.losses.chunked import Objective, TokenStats, token_losses
+from ssb_jax.model.lora import Lora, init_lora, lora_shardings
+from ssb_jax.model.sharding import constrain, spec
+from ssb_jax.model.transformer import Transformer
+from ssb_jax.training.batches import Batch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What a step changes, and a checkpoint keeps."""
+
+    lora: Lora
+    optimizer: Any
+    step: Int[Array, ""]  # steps done
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepNumbers:
+    """What a step reports; means are over all reply tokens, at temperature 1."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]  # before clipping
+    learning_rate: Float[Array, ""]
+    kl: Float[Array, ""]
+    agreement: Float[Array, ""]  # share of tokens where teacher and student have the same most likely token
+    student_entropy: Float[Array, ""]
+    teacher_entropy: Float[Array, ""]
+    example_losses: Float[Array, " examples"]  # what each example contributes to the loss
+
+
+Step = Callable[[Transformer, TrainState, Batch], tuple[TrainState, StepNumbers]]
+
+
+def make_schedule(settings: Distillation, steps: int) -> optax.Schedule:
+    """Learning rate of step 0, 1, ...: up to its peak in `warmup_steps`, then to 0 at `steps` (or constant)."""
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    if warmup >= steps:
+        raise SsbError(f"distillation.warmup_steps is {warmup}, but there are only {steps} steps; lower it")
+    decay = {
+        "linear": optax.linear_schedule(peak, 0.0, steps - warmup),
+        "cosine": optax.cosine_decay_schedule(peak, steps - warmup),
+        "constant": optax.constant_schedule(peak),
+    }[settings.schedule]
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
+
+
+def make_optimizer(settings: Distillation, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW (decoupled weight decay) after clipping by the global norm."""
+    b1, b2 = settings.betas
+    adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=settings.eps, weight_decay=settings.weight_decay)
+    clip = optax.identity() if settings.max_grad_norm is None else optax.clip_by_global_norm(settings.max_grad_norm)
+    return optax.chain(clip, adamw)
+
+
+def init_state(
+    model: Transformer,
+    settings: LoraSettings,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: Key[Array, ""],
+    mesh: Mesh | None = None,
+) -> TrainState:
+    """A fresh adapter and its optimizer, laid out over the mesh."""
+
+    def create(key):
+        lora = init_lora(model.config, settings, key=key)
+        return TrainState(lora, optimizer.init(lora), jnp.zeros((), jnp.int32))
+
+    if mesh is None:
+        return jax.jit(create)(key)
+    return jax.jit(create, out_shardings=state_shardings(jax.eval_shape(create, key), optimizer, mesh))(key)
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """NamedSharding of each array of a state: the optimizer's moments lie like their parameters."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    lora = lora_shardings(state.lora, mesh)
+    moments = optax.tree.map_params(
+        optimizer, lambda _, sharding: sharding, state.optimizer, lora, transform_non_params=lambda _: everywhere
+    )
+    return TrainState(lora, moments, everywhere)
+
+
+def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
+    """NamedSharding of each array of a batch."""
+    rows = NamedSharding(mesh, PartitionSpec(None, *spec("batch", "tokens")))
+    grouped = NamedSharding(mesh, PartitionSpec(None, *spec("groups")))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    sharded = {"tokens": rows, "positions": rows, "segment_ids": rows, "chunks": everywhere}
+    return Batch(
+        **{
+            name: sharded.get(name) or jax.tree.map(lambda _: grouped, getattr(batch, name))
+            for name in Batch.__dataclass_fields__
+        }
+    )
+
+
+def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Moves a batch to the devices; each process gives its devices' parts."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, batch)
+
+    def put(x, sharding):
+        return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+
+    return jax.tree.map(put, batch, batch_shardings(batch, mesh))
+
+
+def make_step(
+    *,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    chunk: int,
+    examples: int,
+    remat: str = "full",
+    dropout_key: Key[Array, ""] | None = None,
+) -> Step:
+    """The compiled step; `state` is donated.
+
+    Args:
+      chunk: reply tokens that pass through the head at a time.
+      examples: the most examples a batch has.
+      dropout_key: seeds LoRA's dropout; None switches it off.
+    """
+
+    def step(model: Transformer, state: TrainState, batch: Batch) -> tuple[TrainState, StepNumbers]:
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
+
+        def loss_of(lora: Lora, micro: Batch, micro_key) -> tuple[Array, tuple[TokenStats, Array]]:
+            losses, stats = reply_losses(
+                model, lora, micro, objective=objective, chunk=chunk, remat=remat, dropout_key=micro_key
+            )
+            weighted = losses * micro.weight
+            sums = jax.ops.segment_sum(weighted.ravel(), micro.example.ravel(), num_segments=examples)
+            counted = (micro.info.length > 0).astype(jnp.float32)
+            totals = jax.tree.map(lambda x: jnp.sum(x * counted), stats)
+            return jnp.sum(weighted), (totals, jnp.sum(counted), sums)
+
+        def add_micro(total, per_micro):
+            micro, i = per_micro
+            micro_key = None if key is None else jax.random.fold_in(key, i)
+            (loss, aux), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.lora, micro, micro_key)
+            return jax.tree.map(jnp.add, total, (loss, aux, gradient)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.lora)
+        zero = jnp.zeros((), jnp.float32)
+        start = (zero, (TokenStats(zero, zero, zero, zero), zero, jnp.zeros(examples, jnp.float32)), zeros)
+        micros = batch.tokens.shape[0]
+        total, _ = jax.lax.scan(add_micro, start, (batch, jnp.arange(micros, dtype=jnp.int32)))
+        loss, (stats, tokens, example_losses), gradient = total
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.lora)
+        lora = optax.apply_updates(state.lora, updates)
+        numbers = StepNumbers(
+            loss=loss,
+            grad_norm=optax.tree.norm(gradient),
+            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+            example_losses=example_losses,
+            **{name: getattr(stats, name) / tokens for name in TokenStats.__dataclass_fields__},
+        )
+        return TrainState(lora, optimizer_state, state.step + 1), numbers
+
+    return jax.jit(step, donate_argnums=1)
+
+
+def reply_losses(
+    model: Transformer,
+    lora: Lora | None,
+    batch: Batch,
+    *,
+    objective: Objective,
+    chunk: int,
+    remat: str = "none",
+    dropout_key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "groups P"], TokenStats]:
+    """Loss and statistics at each reply token of one micro-batch (a Batch without its leading axis)."""
+    hidden, _ = model(
+        batch.tokens,
+        positions=batch.positions,
+        segment_ids=batch.segment_ids,
+        lora=lora,
+        dropout_key=dropout_key,
+        remat=remat,
+    )
+    groups, D = batch.index.shape[0], hidden.shape[-1]
+    by_group = constrain(hidden.reshape(groups, -1, D), "groups", None, None)
+    replies = jnp.take_along_axis(by_group, batch.index[..., None], axis=1)
+    head = jax.lax.stop_gradient(model.head_weight())
+    return token_losses(replies, batch.teacher, head, batch.info, objective=objective, chunk=chunk, chunks=batch.chunks)

@@ -1,0 +1,167 @@
+"""The step: the published loss of each example alone, whatever the packing, the mesh and the micro-batches."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from distillation_case import MODEL, full_logits, make_config, make_model, make_pairs, random_lora
+
+from ssb_jax.losses.chunked import make_objective
+from ssb_jax.losses.menu import TokenInfo, resolve_loss
+from ssb_jax.model.sharding import make_mesh, use_mesh
+from ssb_jax.model.transformer import model_shardings
+from ssb_jax.stages.targets import teacher_targets
+from ssb_jax.training.batches import Weighting
+from ssb_jax.training.plan import make_plan, prepared_batches
+from ssb_jax.training.step import TrainState, make_optimizer, make_schedule, make_step, put_batch, state_shardings
+
+PAIRS = make_pairs(5)
+T = 2.0
+
+
+@functools.cache
+def stored_targets(encoding):
+    return {pair.question_id: x for pair, x in teacher_targets(make_model(), PAIRS, encoding=encoding)}
+
+
+def one_step(settings, *, mesh=None, encoding="hidden", loss="ssb", kl_weight=1.0, dropout=0.0, key=None):
+    """(numbers, adapter after the step) of one step of plain SGD with learning rate 1 on all pairs."""
+    model, lora, optimizer = make_model(), random_lora(dropout=dropout), optax.sgd(1.0)
+    plan = make_plan(MODEL, PAIRS, settings=settings, seed=0, mesh=mesh)
+    stored = stored_targets(encoding)
+    batches = prepared_batches(
+        plan, lambda pair: stored[pair.question_id], weighting=Weighting(), encoding=encoding, pad_id=0
+    )
+    step = make_step(
+        objective=make_objective(resolve_loss(loss), temperature=T, kl_weight=kl_weight),
+        optimizer=optimizer,
+        schedule=optax.constant_schedule(1.0),
+        chunk=plan.grid.chunk,
+        examples=5,
+        remat=settings.remat,
+        dropout_key=None if key is None else jax.random.key(key),
+    )
+    state = TrainState(lora, optimizer.init(lora), jnp.zeros((), jnp.int32))
+    if mesh is not None:
+        model = jax.device_put(model, model_shardings(model, mesh))
+        state = jax.device_put(state, state_shardings(state, optimizer, mesh))
+    with use_mesh(mesh):
+        new, numbers = step(model, state, put_batch(next(batches).batch, mesh))
+    return jax.device_get(numbers), jax.device_get(new.lora)
+
+
+def naive_logits(lora):
+    model, replies = make_model(), [p.reply_ids for p in PAIRS]
+    teacher = full_logits(model, [p.teacher_prompt_ids for p in PAIRS], replies)
+    return teacher, full_logits(model, [p.student_prompt_ids for p in PAIRS], replies, lora)
+
+
+@functools.cache
+def naive(loss, kl_weight):
+    """The same from full logits of each example in a row of its own: plain token mean, plain JAX gradient."""
+    objective = make_objective(resolve_loss(loss), temperature=T, kl_weight=kl_weight)
+    ids = jnp.asarray([token for pair in PAIRS for token in pair.reply_ids], jnp.int32)
+
+    def mean_loss(lora):
+        return jnp.mean(objective(*naive_logits(lora), TokenInfo(ids, jnp.zeros_like(ids), jnp.ones_like(ids))))
+
+    lora = random_lora()
+    value, gradient = jax.jit(jax.value_and_grad(mean_loss))(lora)
+    return value, jax.tree.map(lambda x, g: x - g, lora, gradient)
+
+
+def whole_batch(**kwargs):
+    return make_config(distillation={"batch_size": 5, **kwargs}).distillation
+
+
+def assert_same(found, expected, rtol=1e-5):
+    np.testing.assert_allclose(found[0], expected[0], rtol=rtol)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5), found[1], expected[1])
+
+
+LAYOUTS = {
+    "packed": whole_batch(),
+    "padded": whole_batch(packing=False),
+    "micro": whole_batch(micro_batch=2),
+    "one chunk, no remat": whole_batch(chunk_tokens=512, remat="none"),
+}
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_loss_and_gradient_are_those_of_each_example_alone(layout):
+    numbers, lora = one_step(LAYOUTS[layout])
+    assert_same((numbers.loss, lora), naive("ssb", 1.0))
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(2, 2, 2), (1, 2, 4)])
+def test_a_mesh_changes_nothing(data, fsdp, tensor):
+    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+    numbers, lora = one_step(LAYOUTS["packed"], mesh=mesh)
+    assert_same((numbers.loss, lora), naive("ssb", 1.0))
+
+
+def test_stored_logits_and_stored_states_give_the_same_step():
+    states, logits = (one_step(whole_batch(), encoding=encoding) for encoding in ("hidden", "logits"))
+    assert_same((states[0].loss, states[1]), (logits[0].loss, logits[1]))
+
+
+def test_cross_entropy_mixes_in():
+    numbers, lora = one_step(whole_batch(), kl_weight=0.3)
+    assert_same((numbers.loss, lora), naive("ssb", 0.3))
+
+
+def test_statistics_and_blame():
+    numbers, _ = one_step(whole_batch())
+    np.testing.assert_allclose(numbers.example_losses.sum(), numbers.loss, rtol=1e-5)
+    t, s = (jax.nn.log_softmax(x) for x in jax.jit(naive_logits)(random_lora()))
+    np.testing.assert_allclose(numbers.kl, jnp.mean(jnp.sum(jnp.exp(t) * (t - s), -1)), rtol=1e-5)
+    np.testing.assert_allclose(numbers.agreement, jnp.mean(t.argmax(-1) == s.argmax(-1)), rtol=1e-6)
+    np.testing.assert_allclose(numbers.student_entropy, -jnp.mean(jnp.sum(jnp.exp(s) * s, -1)), rtol=1e-5)
+    np.testing.assert_allclose(numbers.teacher_entropy, -jnp.mean(jnp.sum(jnp.exp(t) * t, -1)), rtol=1e-5)
+    assert numbers.learning_rate == 1.0
+    assert numbers.grad_norm > 0
+
+
+def test_dropout_is_on_when_a_key_is_given():
+    plain = naive("ssb", 1.0)[0]
+    dropped, _ = one_step(whole_batch(), dropout=0.5, key=3)
+    assert abs(dropped.loss - plain) > 1e-3 * plain
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_schedules_are_those_of_transformers(schedule):
+    import torch
+    from transformers import get_scheduler
+
+    settings = make_config(distillation={"schedule": schedule, "warmup_steps": 3, "learning_rate": 0.01}).distillation
+    ours = make_schedule(settings, 12)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=12)
+    for i in range(12):
+        np.testing.assert_allclose(float(ours(i)), theirs.get_last_lr()[0], rtol=1e-5, atol=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+def test_adamw_is_torchs():
+    import torch
+
+    settings = make_config(distillation={"weight_decay": 0.1, "betas": [0.8, 0.95], "max_grad_norm": 0.5}).distillation
+    optimizer = make_optimizer(settings, optax.constant_schedule(0.01))
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(5, 3)).astype(np.float32)
+    ours, state = jnp.asarray(start), optimizer.init(jnp.asarray(start))
+    theirs = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    reference = torch.optim.AdamW([theirs], lr=0.01, betas=(0.8, 0.95), eps=1e-8, weight_decay=0.1)
+    for i in range(8):
+        gradient = (rng.normal(size=(5, 3)) * 2.0 ** (i - 5)).astype(np.float32)  # below and above the clip
+        updates, state = optimizer.update(jnp.asarray(gradient), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        theirs.grad = torch.from_numpy(gradient)
+        torch.nn.utils.clip_grad_norm_([theirs], 0.5)
+        reference.step()
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=1e-6)
