@@ -1,5 +1,6 @@
 """The shipped checkpoint and the script that made it."""
 
+import inspect
 import json
 import re
 from itertools import islice
@@ -67,7 +68,10 @@ def test_it_writes_solutions_and_ends_them(chat, reference):
 def test_the_card_says_how_it_was_made(chat, model):
     card = json.loads((FOLDER / "card.json").read_text())
     assert card["parameters"] == count_parameters(nnx.state(model))
-    assert {"steps", "seed", "slip_rate", "hinted_share", "batch_size", "learning_rate"} <= set(card)
+    defaults = inspect.signature(pretrain_tiny).parameters
+    settings = {name: card[name] for name in defaults if name in card}
+    assert {"steps", "schedule_steps", "seed", "slip_rate", "hinted_share", "batch_size"} <= set(settings)
+    assert settings == {name: defaults[name].default for name in settings}
     assert chat.vocabulary_size == model.config.vocab_size
 
 
@@ -97,7 +101,15 @@ def test_only_replies_and_their_ends_are_learnt(chat):
 
 
 def test_pretraining_learns_and_writes_a_loadable_checkpoint(tmp_path):
-    settings = {"steps": 6, "batch_size": 2, "row_length": 288, "width": 64, "num_layers": 1, "warmup_steps": 1}
+    settings = {
+        "steps": 6,
+        "schedule_steps": 6,
+        "batch_size": 2,
+        "row_length": 288,
+        "width": 64,
+        "num_layers": 1,
+        "warmup_steps": 1,
+    }
     losses = pretrain_tiny(tmp_path / "a", **settings)
     assert len(losses) == 6
     assert losses[-1] < losses[0] - 0.1
