@@ -1,10 +1,12 @@
 """Checkpoints of a training run (Orbax): adapter, optimizer and step, and where the data order stands, as one.
 
-A checkpoint becomes visible in one rename, so a kill leaves the ones before it. One that cannot be read all the same
-(a disk that lied, a file cut off) is reported, deleted and passed over for the one before it. Knows no training loop.
+A checkpoint becomes visible in one rename, so a kill leaves the ones before it. Each is sealed with the digests of its
+files in `digests/`; one that has changed since (a disk that lied, a file cut off) is reported, deleted and passed over
+for the one before it. Knows no training loop.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from ssb_jax.artifacts import file_digest, write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.console import note
 
@@ -23,6 +26,7 @@ def checkpoints(folder: Path, *, keep: int) -> Iterator[ocp.CheckpointManager]:
     manager = ocp.CheckpointManager(folder.absolute(), options=options)
     try:
         yield manager
+        _seal(manager)
     finally:
         manager.close()
 
@@ -35,6 +39,8 @@ def save(manager: ocp.CheckpointManager, step: int, *, state: Any, data: dict[st
     """
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
     try:
+        _seal(manager)
+        _digests(manager, step).unlink(missing_ok=True)
         manager.save(step, args=items, force=True)
     except OSError as error:
         raise SsbError(f"the checkpoint of step {step} cannot be written to {manager.directory}: {error}") from None
@@ -54,19 +60,55 @@ def restore(manager: ocp.CheckpointManager, *, like: Any) -> tuple[Any, dict[str
     items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
     unreadable = []
     for step in steps:
-        try:
-            restored = manager.restore(step, args=items)
-        except Exception as error:  # Orbax and TensorStore raise Exception itself for a damaged array
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            note(f"the checkpoint of step {step} in {manager.directory} cannot be read and is passed over: {reason}")
-            unreadable.append(step)
-            continue
-        for later in unreadable:
-            manager.delete(later)
-        return restored.state, restored.data
+        reason = _damage(manager, step)
+        if reason is None:
+            try:
+                restored = manager.restore(step, args=items)
+            except Exception as error:  # Orbax and TensorStore raise Exception itself for a damaged array
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            else:
+                for later in unreadable:
+                    _digests(manager, later).unlink(missing_ok=True)
+                    manager.delete(later)
+                return restored.state, restored.data
+        note(f"the checkpoint of step {step} in {manager.directory} cannot be read and is passed over: {reason}")
+        unreadable.append(step)
     if steps:
         raise SsbError(
             f"none of the checkpoints in {manager.directory} (steps {', '.join(map(str, reversed(steps)))}) can be "
             f"read; delete the folder to train from the start"
         )
     return None
+
+
+def _seal(manager: ocp.CheckpointManager) -> None:
+    """Waits for what is being saved, and writes the digests of checkpoints that have none."""
+    manager.wait_until_finished()
+    if jax.process_index() != 0:
+        return
+    steps = manager.all_steps()
+    for step in steps:
+        if not _digests(manager, step).exists():
+            write_atomically(_digests(manager, step), json.dumps(_describe(manager, step)))
+    for path in _digests(manager, 0).parent.glob("*.json"):
+        if int(path.stem) not in steps:
+            path.unlink()
+
+
+def _damage(manager: ocp.CheckpointManager, step: int) -> str | None:
+    """What is wrong with a checkpoint's files; None for sound ones, and where a kill came before the sealing."""
+    path = _digests(manager, step)
+    if not path.exists():
+        return None
+    sealed, found = json.loads(path.read_bytes()), _describe(manager, step)
+    changed = [name for name in sealed if found.get(name) != sealed[name]]
+    return f"{len(changed)} of its {len(sealed)} files changed, the first {changed[0]}" if changed else None
+
+
+def _digests(manager: ocp.CheckpointManager, step: int) -> Path:
+    return Path(manager.directory) / "digests" / f"{step}.json"
+
+
+def _describe(manager: ocp.CheckpointManager, step: int) -> dict[str, str]:
+    folder = Path(manager.directory) / str(step)
+    return {str(path.relative_to(folder)): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -29,9 +29,11 @@ def read(folder, keep=2, **kwargs):
 
 
 def damage(folder, step):
-    for path in (folder / str(step) / "state").rglob("*"):
-        if path.is_file() and path.parent.name == "d":
-            path.write_bytes(path.read_bytes()[:20])
+    """Flips one bit of the arrays."""
+    path = max((folder / str(step) / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def assert_is_step(found, step):
@@ -45,7 +47,8 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path):
     assert read(tmp_path) is None
     saved(tmp_path, (3, 6, 9))
     assert_is_step(read(tmp_path), 9)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["6", "9"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["6", "9", "digests"]
+    assert sorted(path.name for path in (tmp_path / "digests").iterdir()) == ["6.json", "9.json"]
 
 
 def test_arrays_come_back_on_the_mesh_that_asks(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ssb_jax.config import SsbError
 from ssb_jax.training.batches import Weighting, cut, data_order
-from ssb_jax.training.layout import MAX_SHAPES, Grid, bucket, choose_shapes, fitting, place
+from ssb_jax.training.layout import MAX_SHAPES, Grid, Shape, bucket, choose_shapes, fitting, place
 from ssb_jax.training.plan import make_plan
 
 GRIDS = st.builds(
@@ -51,8 +51,13 @@ def test_few_shapes_cover_every_batch(batches, grid):
     shapes = choose_shapes(needs, grid)
     assert len(shapes) <= MAX_SHAPES
     assert all(fitting(shapes, need, grid).covers(need) for need in needs)
-    if len(set(needs)) <= MAX_SHAPES and any(all(o.covers(n) for n in needs) for o in needs):
-        assert all(fitting(shapes, need, grid) in needs for need in needs)
+
+
+def test_a_shape_is_compiled_only_where_it_saves_something():
+    rare, common = (Shape(1, 4, length, 64) for length in (1024, 256))
+    close = Shape(1, 4, 1000, 64)
+    assert choose_shapes([rare, common, common], Grid()) == (rare, common)
+    assert choose_shapes([rare, close, close], Grid()) == (rare,)
 
 
 @given(st.integers(1, 100_000))

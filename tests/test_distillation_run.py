@@ -24,7 +24,7 @@ from ssb_jax.model.transformer import model_shardings
 from ssb_jax.stages import targets
 from ssb_jax.store import TargetWriter, open_store
 
-PAIRS = make_pairs(6)  # batches of 2, 2 epochs: 6 steps
+PAIRS = make_pairs(6, longest=9)  # batches of 2, 2 epochs: 6 steps
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_killed_and_continued_is_the_same_as_straight(finished, tmp_path):
         "    if step == 5:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "MetricsLog.write = write_and_die\n"
-        f"train(make_pairs(6), Path({str(tmp_path)!r}))\n"
+        f"train(make_pairs(6, longest=9), Path({str(tmp_path)!r}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     died = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
@@ -209,9 +209,8 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, capsys):
     root, _ = finished
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "distillation" / "adapter")
-    for path in (tmp_path / "distillation" / "checkpoints" / "6" / "state").rglob("*"):
-        if path.is_file() and path.parent.name == "d":
-            path.write_bytes(path.read_bytes()[:20])
+    for path in (tmp_path / "distillation" / "checkpoints" / "6" / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:20])
     train(PAIRS, tmp_path)
     err = capsys.readouterr().err
     assert "checkpoint of step 6" in err
@@ -234,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_examples(finished, tmp_pa
     with pytest.raises(SsbError, match=rf"step [123]: the loss of q{blamed} is not finite .* training stopped"):
         train(PAIRS, tmp_path, config=config)
     steps = len(losses_of(tmp_path))
-    saved = [int(path.name) for path in (tmp_path / "distillation" / "checkpoints").iterdir()]
+    saved = [int(path.name) for path in (tmp_path / "distillation" / "checkpoints").glob("[0-9]*")]
     assert max(saved, default=0) == steps  # the last good one is there, the bad one is not
     assert not (tmp_path / "distillation" / "adapter").exists()
 
@@ -243,7 +242,7 @@ def test_missing_or_foreign_targets_stop_before_the_first_step(finished, tmp_pat
     root, _ = finished
     shutil.copytree(root / "targets", tmp_path / "targets")
     with pytest.raises(SsbError, match=r"1 of 7 pairs have no targets .* \(q6\); run `ssb targets` again"):
-        train(make_pairs(7), tmp_path)
+        train(make_pairs(7, longest=9), tmp_path)
     with pytest.raises(SsbError, match="holds targets of another model"):
         train(PAIRS, tmp_path, model=make_model(seed=1))
     changed = [dataclasses.replace(PAIRS[0], reply_ids=(1, 2, 3)), *PAIRS[1:]]
@@ -273,6 +272,6 @@ def test_a_warmup_longer_than_the_run_is_refused(finished, tmp_path):
 def test_checkpoints_are_as_many_as_asked_for(finished):
     root, _ = finished
     names = sorted(path.name for path in (root / "distillation" / "checkpoints").iterdir())
-    assert names == ["3", "6"]
+    assert names == ["3", "6", "digests"]
     index = json.loads((root / "targets" / "index-00000.json").read_text())
     assert len(index) == 6

@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 MAX_SHAPES = 4  # compilations of a run; more would save a little padding and cost minutes of compiling
+MIN_GAIN = 0.05  # share of a run's arithmetic that one more shape must save
 _SMALLEST = 16
 
 
@@ -128,7 +129,7 @@ def _spread(rows: list[list[int]], replies: Sequence[int], groups: int) -> tuple
 
 
 def choose_shapes(needs: Sequence[Shape], grid: Grid, *, limit: int = MAX_SHAPES) -> tuple[Shape, ...]:
-    """At most `limit` shapes that cover every need at the least cost, chosen greedily; the first covers all."""
+    """At most `limit` shapes that cover every need at little cost, chosen greedily; the first covers all."""
     distinct = list(dict.fromkeys(needs))
     times = np.array([sum(need == other for other in needs) for need in distinct])
     union = Shape(*(max(sizes) for sizes in zip(*map(astuple, distinct), strict=True)))
@@ -139,7 +140,7 @@ def choose_shapes(needs: Sequence[Shape], grid: Grid, *, limit: int = MAX_SHAPES
         now = price[chosen].min(axis=0)
         totals = np.minimum(price, now).dot(times)
         best = int(totals.argmin())
-        if totals[best] >= now.dot(times):
+        if totals[best] > (1 - MIN_GAIN) * now.dot(times):
             break
         chosen.append(best)
     return tuple(options[i] for i in chosen)

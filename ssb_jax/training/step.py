@@ -87,7 +87,7 @@ def init_state(
         return TrainState(lora, optimizer.init(lora), jnp.zeros((), jnp.int32))
 
     if mesh is None:
-        return jax.jit(create)(key)
+        return create(key)
     return jax.jit(create, out_shardings=state_shardings(jax.eval_shape(create, key), optimizer, mesh))(key)
 
 
