@@ -51,22 +51,16 @@ def write(
 ) -> Float[Array, "L B S K H"]:
     """Puts new[b, t] at [layer, b, positions[b, t]]; positions >= S are dropped.
 
-    One scatter with the batch as a batching dimension: XLA updates the array where it lies, and a sharded batch is
-    updated by each device alone. Positions of one row below S must be distinct.
+    One scatter, in place. Compiled for TPU, this spelling keeps the array's own tiling and each device writes its own
+    rows, while dynamic_update_slice and a scatter with batching dimensions make XLA copy the whole cache to another
+    tiling and back. The constraint keeps few key/value heads whole on a wide tensor axis: otherwise their splitting
+    among the query heads' devices is undone by gathering the cache in every layer.
     """
-    indices = jnp.stack([jnp.broadcast_to(layer, positions.shape).astype(positions.dtype), positions], axis=-1)
-    dimensions = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(2, 3),
-        inserted_window_dims=(0, 2),
-        scatter_dims_to_operand_dims=(0, 2),
-        operand_batching_dims=(1,),
-        scatter_indices_batching_dims=(0,),
-    )
-    return jax.lax.scatter(
-        stacked, indices, new.astype(stacked.dtype), dimensions, mode=jax.lax.GatherScatterMode.FILL_OR_DROP
-    )
+    rows = jnp.arange(positions.shape[0], dtype=positions.dtype)[:, None]
+    written = stacked.at[layer, rows, positions].set(new.astype(stacked.dtype), mode="drop")
+    return constrain(written, *CACHE_AXES)
 
 
 def read(stacked: Float[Array, "L B S K H"], layer: Int[Array, ""]) -> Float[Array, "B S K H"]:
     """One layer's keys or values."""
-    return jax.lax.dynamic_index_in_dim(stacked, layer, axis=0, keepdims=False)
+    return constrain(jax.lax.dynamic_index_in_dim(stacked, layer, axis=0, keepdims=False), *CACHE_AXES[1:])
