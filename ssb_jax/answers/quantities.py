@@ -1,0 +1,248 @@
+r"""Numbers with a currency, a percent sign, a unit or a base: what is the value, and what is around it.
+
+    \$1,234.50        value 1,234.50   unit dollar
+    12 \text{ cm}^2   value 12         unit cm^2
+    10\%              value 10         percent
+    2516_8            value 2516       base 8
+
+A unit that is not in the table (eggs, points, pounds that may be money) is dropped: the question fixes it. Two units
+of the table are compared, with conversion inside a dimension (100 cm is 1 m). Pure string work.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+Dimension = tuple[tuple[str, int], ...]
+
+_INCH = Fraction("0.0254")
+_TABLE: list[tuple[str, str, Fraction]] = [
+    ("length", "m meter metre", Fraction(1)),
+    ("length", "mm millimeter millimetre", Fraction(1, 1000)),
+    ("length", "cm centimeter centimetre", Fraction(1, 100)),
+    ("length", "dm decimeter decimetre", Fraction(1, 10)),
+    ("length", "km kilometer kilometre", Fraction(1000)),
+    ("length", "in inch inche", _INCH),
+    ("length", "ft foot feet", 12 * _INCH),
+    ("length", "yd yard", 36 * _INCH),
+    ("length", "mi mile", 63360 * _INCH),
+    ("time", "s sec second", Fraction(1)),
+    ("time", "min minute", Fraction(60)),
+    ("time", "h hr hour", Fraction(3600)),
+    ("time", "day", Fraction(86400)),
+    ("time", "wk week", Fraction(604800)),
+    ("years", "month", Fraction(1)),
+    ("years", "yr year", Fraction(12)),
+    ("mass", "g gram", Fraction(1)),
+    ("mass", "mg milligram", Fraction(1, 1000)),
+    ("mass", "kg kilogram kilo", Fraction(1000)),
+    ("mass", "oz ounce", Fraction("28.349523125")),
+    ("mass", "lb pound", Fraction("453.59237")),
+    ("volume", "l liter litre", Fraction(1)),
+    ("volume", "ml milliliter millilitre", Fraction(1, 1000)),
+    ("gallons", "cup", Fraction(1, 16)),
+    ("gallons", "pint", Fraction(1, 8)),
+    ("gallons", "quart", Fraction(1, 4)),
+    ("gallons", "gal gallon", Fraction(1)),
+    ("money", "$ dollar usd buck", Fraction(1)),
+    ("money", "¢ cent penny pennie", Fraction(1, 100)),
+    ("euros", "€ euro eur", Fraction(1)),
+    ("rupees", "₹ rupee rs", Fraction(1)),
+    ("yen", "¥ yen yuan jpy", Fraction(1)),
+    ("angle", "° degree deg", Fraction(1)),
+    ("radians", "radian rad", Fraction(1)),
+    ("celsius", "°c celsius", Fraction(1)),
+    ("fahrenheit", "°f fahrenheit", Fraction(1)),
+]
+_UNITS = {name: (dimension, size) for dimension, names, size in _TABLE for name in names.split()}
+_SPEEDS = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "mps": "m/s", "fps": "ft/s"}
+_BARE = {name for name in _UNITS if len(name) > 1 and name.isalpha()} | set(_SPEEDS) | {"am", "pm", "sq", "pct"}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
+_BASE_NAMES |= {"nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16"}
+
+_POWER = r"(?:\s*\^\s*\{?\s*(-?[1-9])\s*\}?)?"
+_TEXT_UNIT = re.compile(rf"\\text\{{([^{{}}]*)\}}{_POWER}$")
+_FRACTION_UNIT = re.compile(r"\\frac\{\s*\\text\{([^{}]*)\}\s*\}\{\s*\\text\{([^{}]*)\}\s*\}$")
+_BARE_UNIT = re.compile(rf"(?:(?<=[0-9.}})%])|(?<=[a-zA-Z°])(?=[\s/]))(\s*/?\s*)([a-zA-Z][a-zA-Z']*)\.?{_POWER}$")
+_BASE = re.compile(r"^(.*[0-9A-Za-z)}\]])\s*_\s*(?:\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\}|([0-9]))$")
+_CURRENCY = re.compile(
+    r"^([-+]?)\s*(?:(?:US|CA|A)?\s*([$€£¥₹])|\\text\{\s*(?:US)?\s*([$€£¥₹]|Rs\.?|USD)\s*\}|(USD|EUR|Rs\.?)\s+(?=[0-9]))\s*"
+)
+_PREFIX = re.compile(r"\\text\{([^{}0-9]*)\}\s*:?\s*(?=[-+$€£.0-9]|\\(?:frac|sqrt|pi))")
+_PROSE = re.compile(r"([A-Za-z][A-Za-z ,.':]*[ :])(?=[-+$€£.]*[0-9])")
+_NO_PREFIX = {
+    "not",
+    "no",
+    "never",
+    "than",
+    "least",
+    "most",
+    "except",
+    "between",
+    "or",
+    "over",
+    "under",
+    "base",
+    "minus",
+}
+_NO_PREFIX |= {
+    "negative",
+    "without",
+    "log",
+    "ln",
+    "sin",
+    "cos",
+    "tan",
+    "lcm",
+    "gcd",
+    "min",
+    "max",
+    "mod",
+    "vol",
+    "half",
+}
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+_NO_UNIT = {"base", "or", "and", "not", "if", "unless"}
+_WHOLE_TEXT = re.compile(r"\\text\{([^{}]*[0-9][^{}]*)\}")
+_PERCENT_WORDS = {"percent", "percentage", "pct"}
+_SIGNS = "€£$¢₹¥"
+_WORD = re.compile(r"[A-Za-z°$€£¥₹¢]+")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """`value` is the tidy text without what is around it; `unit` is None when there is none in the table."""
+
+    value: str
+    percent: bool = False
+    unit: tuple[Dimension, Fraction] | None = None
+    base: str | None = None
+    scale: int = 1
+
+
+@lru_cache(maxsize=4096)
+def split_quantity(text: str) -> Quantity:
+    """Takes tidy text apart."""
+    value = _drop_prose(_PREFIX, text)
+    if whole := _WHOLE_TEXT.fullmatch(value):
+        value = _drop_prose(_PROSE, whole.group(1).strip())
+    sign, currency, value = _peel_currency(value)
+    value, words = _peel_units(value)
+    percent = value.endswith("%") or not _PERCENT_WORDS.isdisjoint(words.split())
+    value = value.rstrip("% ")
+    if value.endswith("°") and not _TRIGONOMETRIC.search(value):
+        value, words = value.rstrip("° "), f"°{words}" if words in ("c", "f") else f"{words} °"
+    if value[1:] and value[-1] in _SIGNS:
+        currency, value = value[-1], value[:-1].strip()
+    value, base = _split_base(value)
+    scale = _SCALES.get(words.split(" ")[0].removesuffix("s"), 1)
+    return Quantity((sign + value).strip(), percent, _unit(f"{currency} {words}"), base, scale)
+
+
+def _drop_prose(pattern: re.Pattern[str], text: str) -> str:
+    """`\\text{Ben has } 12` -> `12`; words that may change the number stay, and make the answer unreadable."""
+    match = pattern.match(text)
+    if match is None or not re.search(r"[a-zA-Z]{2}", match.group(1)):
+        return text
+    said = set(re.findall(r"[a-z]+", match.group(1).lower()))
+    return text if said & _NO_PREFIX else text[match.end() :]
+
+
+def _peel_currency(value: str) -> tuple[str, str, str]:
+    """The sign, the currency (empty if none) and what follows."""
+    match = _CURRENCY.match(value)
+    if match is None:
+        return "", "", value
+    currency = next(name for name in match.groups()[1:] if name)
+    return match.group(1), currency.lower().rstrip("."), value[match.end() :]
+
+
+def _peel_units(value: str) -> tuple[str, str]:
+    """Cuts words off the end; returns what is left and the words, lower case, powers written `^2`."""
+    words = ""
+    while True:
+        value = value.rstrip()
+        if match := _FRACTION_UNIT.search(value):
+            found = f"{match.group(1)}/{match.group(2)}"
+        elif (match := _TEXT_UNIT.search(value)) and _may_be_unit(value[: match.start()], match.group(1)):
+            found = match.group(1).strip() + (f"^{match.group(2)}" if match.group(2) else "")
+        elif (match := _BARE_UNIT.search(value)) and _is_bare_unit(match.group(2), spaced=bool(match.group(1))):
+            found = match.group(1).strip() + match.group(2) + (f"^{match.group(3)}" if match.group(3) else "")
+        else:
+            return value, words.strip().lower()
+        words = f"{found} {words}"
+        value = value[: match.start()]
+
+
+def _may_be_unit(before: str, words: str) -> bool:
+    if not before.strip() or before.rstrip()[-1] in "^_{(+-*/=<>,|":
+        return False
+    return _NO_UNIT.isdisjoint(re.findall(r"[a-z]+", words.lower()))
+
+
+def _is_bare_unit(word: str, *, spaced: bool) -> bool:
+    r"""Whether a word without `\text` is a unit and not a product of symbols: `5 m` and `5cm`, not `5m` or `5xy`."""
+    lower = word.lower()
+    if lower in _BARE or (len(word) > 2 and lower.removesuffix("s") in _BARE):
+        return True
+    if len(word) == 1:
+        return spaced and word in "mgshL"
+    return spaced and len(word) > 2 and any(vowel in lower for vowel in "aeiouy")
+
+
+def _split_base(value: str) -> tuple[str, str | None]:
+    match = _BASE.match(value)
+    if match is None:
+        return value, None
+    name = re.sub(r"\\text\{([^{}]*)\}", r"\1", match.group(2) or match.group(3)).strip().lower()
+    name = re.sub(r"^\(?\s*base\s*|\)$", "", name)
+    digits = match.group(1).strip()
+    name = _BASE_NAMES.get(name, name)
+    if not name.isdecimal() or not re.fullmatch(r"-?\(?[0-9A-Fa-f., ]*[0-9][0-9A-Fa-f., ]*\)?", digits):
+        return value, None
+    return digits, name
+
+
+def _unit(words: str) -> tuple[Dimension, Fraction] | None:
+    """The dimension and size of a unit, None when a word is not in the table."""
+    words = " ".join(_SPEEDS.get(word, word) for word in words.lower().replace("·", " ").split())
+    words = words.replace(" per ", "/").replace("per ", "/").replace("squared", "^2").replace("cubed", "^3")
+    powers: dict[str, int] = {}
+    size, sign, factor = Fraction(1), 1, 1
+    for token in re.findall(rf"/|{_WORD.pattern}|\^-?[0-9]", words):
+        if token == "/":
+            sign = -1
+        elif token in ("square", "sq", "cubic", "cu"):
+            factor = 2 if token.startswith("s") else 3
+        elif token.startswith("^"):
+            if not powers:
+                return None
+            extra = int(token[1:]) - 1
+            powers[dimension] += sign * extra
+            size *= unit_size ** (sign * extra)
+        else:
+            found = _UNITS.get(token) or _UNITS.get(token.removesuffix("s"))
+            if found is None:
+                return None
+            dimension, unit_size = found
+            powers[dimension] = powers.get(dimension, 0) + sign * factor
+            size *= unit_size ** (sign * factor)
+            factor = 1
+    return (tuple(sorted(powers.items())), size) if powers and all(powers.values()) else None
+
+
+def units_ratio(gold: Quantity, answer: Quantity) -> Fraction | None:
+    """The factor that takes the answer's value to the gold unit; None when the units contradict each other.
+
+    A rate may leave its denominator out (\$5 for \$5 per hour), then there is nothing to convert.
+    """
+    if gold.unit is None or answer.unit is None:
+        return Fraction(1)
+    (gold_powers, gold_size), (powers, size) = gold.unit, answer.unit
+    if gold_powers == powers:
+        return size / gold_size
+    shared = dict(gold_powers).keys() & dict(powers).keys()
+    within = set(gold_powers) < set(powers) or set(powers) < set(gold_powers)
+    return Fraction(1) if shared and within else None
