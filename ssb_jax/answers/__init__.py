@@ -1,0 +1,58 @@
+r"""Extracts final answers and decides whether they are right. Knows no model.
+
+    grade(response, gold)          one response, in this process
+    GraderPool().grade_many(...)   many responses, in processes that a hostile answer cannot leave
+    verify_file, explain           for people
+    strict_equal                   the published scripts' rule (equal strings), for reporting side by side
+
+What an answer passes through: `extraction` finds the box, `limits` refuses what is too large, `latex` brings it into
+one spelling, `exact` and `quantities` read numbers with units, `structure` finds its kind, `relations` reads equations
+and inequalities, `equivalence` applies the rules, `symbolic` compares what is left with sympy.
+
+Rules
+-----
+
+Pairs are written gold answer first.
+
+| about | rule | equal | not equal |
+| --- | --- | --- | --- |
+| extraction | the last balanced `\boxed{}` or `\fbox{}` outside `<think>...</think>`; an empty box is no answer | | |
+| integers, rationals | exact, never through floats | `6/8` `\frac34` | `9007199254740992` `9007199254740993` |
+| decimals | exact, no rounding | `0.5` `\frac12`, `0.\overline{3}` `\frac13` | `0.333` `\frac13` |
+| leading zeros | dropped | `025` `25` | |
+| thousands | `,` `{,}` `,\!` and thin spaces between groups of three | `1,234` `1234` | `1,23` `123` |
+| decimal comma | read when the gold answer has no comma | `0.5` `0,5` | |
+| mixed numbers | a whole number before a fraction adds | `1\frac45` `\frac95` | `1\frac45` `\frac45` |
+| scientific | `a \times 10^n` and `aEn` | `6.7 \times 10^{-5}` `.000067` | |
+| percent | `p\%` is `p/100`, and `p` (not when the gold number is below 1) | `50\%` `50` `\frac12` | `0.5` `0.5\%` |
+| currency, units | dropped against none, converted inside a dimension | `\$18` `18`, `1 m` `100 cm` | `5 cm` `5 kg` |
+| other words around a number | dropped, unless they change it | `18` `18 \text{ eggs}` | `18` `\text{not } 18` |
+| scale words | multiply | `3 \text{ million}` `3000000` | `3 \text{ million}` `3` |
+| degrees | `^\circ` is a unit | `90^\circ` `90` | |
+| bases | digits and base are compared; a base missing on one side is not | `52_8` `52` | `52_8` `52_9`, `52_8` `42` |
+| tuples, vectors | order counts | `(1, 2)` `(1,2)` | `(1,2)` `(2,1)` |
+| sets, bare lists | order does not count; sets ignore repetition | `\{1,2\}` `2, 1` | `(1,2)` `\{1,2\}` |
+| tuple and bare list | in the same order | `(1,2)` `1,2` | `(1,2)` `2,1` |
+| `\pm` | two values | `1 \pm \sqrt2` `1+\sqrt2, 1-\sqrt2` | |
+| intervals | ends and their kind count; inequalities and unions are intervals | `(2,5]` `2<x\le5` | `(2,5]` `[2,5]` |
+| matrices | shape and cells; a tuple is a column | a column, a tuple | a row, a column |
+| definitions | `name = value` is the value; two names must agree | `x=5` `5`, `f(x)=2x` `2x` | `x=5` `y=5` |
+| equations | equal up to a factor | `2x+y=3` `y=3-2x` | `x+1=5` `5` |
+| expressions | equal wherever both are defined | `x(x+1)` `x^2+x` | `\sqrt{x^2}` `x` |
+| symbols | case counts; a free symbol is no number | `3R^2` `3R \cdot R` | `3R^2` `3r^2`, `5x` `5` |
+| words | case, articles and punctuation do not count | `\text{Evelyn}` `evelyn` | `True` `1`, `nan` `0` |
+| multiple choice | the letter, or the value behind it | `\text{(C)}` `C`, `(C) 42` `42` | `C` `D` |
+| infinity | equals itself only | `\infty` `\infty` | `\infty` any number |
+
+Outcomes: correct, incorrect; unanswered and truncated (no box; truncated when the token limit was reached); timeout
+(the grader's limit, never incorrect); failed (too large, out of memory, or the algebra system broke; the reason says
+which).
+"""
+
+from ssb_jax.answers.extraction import extract_answer
+from ssb_jax.answers.files import explain, verify_file
+from ssb_jax.answers.grading import Grade, grade, strict_equal
+from ssb_jax.answers.pool import GraderPool
+from ssb_jax.records import Outcome
+
+__all__ = ["Grade", "GraderPool", "Outcome", "explain", "extract_answer", "grade", "strict_equal", "verify_file"]
