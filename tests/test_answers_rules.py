@@ -1,0 +1,173 @@
+"""The rules: a labelled set of our own, the rule table, the cheap path against the full one, math-verify beside it."""
+
+import json
+import logging
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ssb_jax.answers
+from ssb_jax.answers import Grade, GraderPool, Outcome, extract_answer, grade
+from ssb_jax.answers.exact import exact_number
+from ssb_jax.answers.grading import grade_cheaply, grade_fully
+from ssb_jax.answers.latex import tidy
+from ssb_jax.answers.limits import too_large
+
+DATA = Path(__file__).parent / "data"
+LABELLED = [json.loads(line) for line in (DATA / "answers_labelled.jsonl").read_text().splitlines()]
+DISAGREEMENTS = [json.loads(line) for line in (DATA / "answers_disagreements.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with GraderPool(workers=2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def verdicts(pool):
+    items = ((i, row["response"], row["gold"], False) for i, row in enumerate(LABELLED))
+    return [grade for _, grade in pool.grade_many(items)]
+
+
+def test_the_labelled_set_is_large_and_mixed():
+    kinds = {row["kind"] for row in LABELLED}
+    right = sum(row["correct"] for row in LABELLED)
+    assert len(LABELLED) >= 500
+    assert len(kinds) >= 20
+    assert 0.3 < right / len(LABELLED) < 0.7
+
+
+def test_accuracy_on_the_labelled_set(verdicts):
+    wrong = [
+        (row["gold"], verdict.extracted, verdict.outcome.value)
+        for row, verdict in zip(LABELLED, verdicts, strict=True)
+        if (verdict.outcome is Outcome.CORRECT) != row["correct"]
+    ]
+    assert len(wrong) <= 0.005 * len(LABELLED), wrong
+
+
+def test_grading_is_pure(pool, verdicts):
+    items = ((i, row["response"], row["gold"], False) for i, row in reversed(list(enumerate(LABELLED))))
+    again = dict(pool.grade_many(items))
+    assert [again[i] for i in range(len(LABELLED))] == verdicts
+
+
+def test_cheap_and_full_path_agree_wherever_both_answer():
+    compared = 0
+    for row in LABELLED:
+        cheap = grade_cheaply(row["response"], row["gold"])
+        extracted = extract_answer(row["response"])
+        if not isinstance(cheap, Grade) or not extracted or cheap.outcome is Outcome.UNANSWERED:
+            continue
+        outcome, reason = grade_fully(extracted, row["gold"])
+        assert outcome is cheap.outcome, (row, cheap, reason)
+        compared += 1
+    assert compared > 250
+
+
+def _spellings(value: Fraction) -> list[str]:
+    """Ways to write an exact number."""
+    sign, size = ("-" if value < 0 else ""), abs(value)
+    whole, rest = divmod(size.numerator, size.denominator)
+    texts = [f"{sign}\\frac{{{size.numerator}}}{{{size.denominator}}}", f"{sign}{size.numerator}/{size.denominator}"]
+    texts += [f"\\dfrac{{{sign}{size.numerator * 3}}}{{{size.denominator * 3}}}"]
+    if rest and whole:
+        texts += [f"{sign}{whole}\\frac{{{rest}}}{{{size.denominator}}}", f"{sign}{whole} {rest}/{size.denominator}"]
+    if size.denominator == 1:
+        texts += [f"{sign}{whole}", f"{sign}{whole:,}", f"{sign}0{whole}", f"{sign}{whole}.0", f"\\${sign}{whole}"]
+        texts += [f"{sign}{whole:,}".replace(",", "{,}"), f"{sign}{whole} \\text{{ apples}}"]
+    if size.denominator in (2, 4, 5, 8, 10, 16, 20, 25, 100):
+        decimal = f"{sign}{whole}.{rest * 10**6 // size.denominator:06d}"
+        texts += [decimal, decimal.rstrip("0").rstrip("."), f"{decimal} \\text{{ cm}}"]
+    return texts
+
+
+numbers = st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=100)
+
+
+@settings(max_examples=60, deadline=None)
+@given(value=numbers, other=numbers, data=st.data())
+def test_numbers_are_equal_exactly_when_their_values_are(value, other, data):
+    gold = data.draw(st.sampled_from(_spellings(value)))
+    for target in (value, other, value + Fraction(1, 10**12)):
+        answer = data.draw(st.sampled_from(_spellings(target)))
+        expected = Outcome.CORRECT if target == value else Outcome.INCORRECT
+        response = f"\\boxed{{{answer}}}"
+        if ("cm" in answer and "$" in gold) or ("cm" in gold and "$" in answer):
+            continue  # the units contradict each other
+        assert grade(response, gold).outcome is expected, (gold, answer)
+        assert grade_fully(answer, gold)[0] is expected, (gold, answer)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="0123456789.,/-+ {}\\frac$%e^()", max_size=25))
+def test_reading_a_number_never_breaks_and_agrees_with_python(text):
+    value = exact_number(tidy(text))
+    if re.fullmatch(r"-?[0-9]+", text) or re.fullmatch(r"-?[0-9]+\.[0-9]+", text):
+        assert value == Fraction(text)
+
+
+def test_large_integers_differ_by_one():
+    for digits in (15, 16, 17, 30, 300):
+        gold = "1" + "0" * digits
+        assert grade(f"\\boxed{{{gold}}}", gold).outcome is Outcome.CORRECT
+        assert grade(f"\\boxed{{{int(gold) + 1}}}", gold).outcome is Outcome.INCORRECT
+        assert grade_fully(str(int(gold) + 1), gold)[0] is Outcome.INCORRECT
+        assert grade_fully(f"10^{{{digits}}} + 1", gold)[0] is Outcome.INCORRECT
+
+
+def test_the_examples_of_the_rule_table_hold():
+    """Each row of the package docstring: pairs in the column `equal` are, pairs in `not equal` are not."""
+    rows = [line for line in ssb_jax.answers.__doc__.splitlines() if line.startswith("| ")][2:]
+    checked = 0
+    for row in rows:
+        *_, equal, different = [cell.strip() for cell in row.strip("|").split(" | ")]
+        for cell, expected in ((equal, Outcome.CORRECT), (different.strip(" |"), Outcome.INCORRECT)):
+            for pair in cell.split(", `"):
+                answers = re.findall(r"`([^`]+)`", "`" + pair.lstrip("`"))
+                if len(answers) == 2:
+                    gold, answer = answers
+                    assert grade(f"\\boxed{{{answer}}}", gold).outcome is expected, (answer, gold)
+                    checked += 1
+    assert checked >= 45
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1" * 1300, "1" * 801, "2^{99999}", "2^(12345)", "1e99999", "99999!", "(" * 25, "x+" * 201, "4\x002", "4\u200b2"],
+)
+def test_what_is_too_large_reaches_no_parser(text):
+    assert too_large(text) is not None
+    verdict = grade(f"\\boxed{{{text}{'}' * 0}}}", "42")
+    assert verdict.outcome in (Outcome.FAILED, Outcome.UNANSWERED)
+
+
+@pytest.mark.parametrize("text", [r"\frac{1}{2}", "2^{2005}", "10!", "1e10", "x^{10}+1", "1" * 300, "((((1))))"])
+def test_ordinary_answers_are_not_too_large(text):
+    assert too_large(text) is None
+
+
+def math_verify_says(gold: str, response: str) -> bool:
+    from math_verify import parse, verify
+
+    return verify(parse(f"\\boxed{{{gold}}}"), parse(response))
+
+
+def test_every_disagreement_with_math_verify_is_listed_and_explained(verdicts):
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    found, theirs_right = {}, 0
+    for row, verdict in zip(LABELLED, verdicts, strict=True):
+        theirs = math_verify_says(row["gold"], row["response"])
+        theirs_right += theirs == row["correct"]
+        if theirs != (verdict.outcome is Outcome.CORRECT):
+            found[row["gold"], row["response"]] = theirs
+    ours_right = sum((v.outcome is Outcome.CORRECT) == r["correct"] for r, v in zip(LABELLED, verdicts, strict=True))
+    listed = {(row["gold"], row["response"]): row["math_verify"] for row in DISAGREEMENTS}
+    assert found == listed
+    assert all(row["why"] for row in DISAGREEMENTS)
+    assert ours_right >= theirs_right
