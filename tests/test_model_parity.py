@@ -24,6 +24,8 @@ with warnings.catch_warnings():
 # peft 0.21 reads a property that transformers 5.2x deprecates.
 peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
+on_one_case = pytest.mark.parametrize("reference", ["grouped"], indirect=True)
+
 CASES = {
     "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4},
     "untied": {"tie_word_embeddings": False, "num_key_value_heads": 4},
@@ -80,6 +82,7 @@ def test_hidden_states_layer_by_layer_and_logits(reference):
     np.testing.assert_allclose(logits(ours, tokens), out.logits.numpy(), atol=1e-4, rtol=0)
 
 
+@on_one_case
 def test_far_positions(reference):
     theirs, folder = reference
     ours, tokens = load_model(folder), make_tokens((1, 9))
@@ -90,6 +93,7 @@ def test_far_positions(reference):
     np.testing.assert_allclose(ours.logits(hidden), expected.numpy(), atol=1e-4, rtol=0)
 
 
+@on_one_case
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_checkpoints_load_exactly(reference, tmp_path, dtype):
     theirs, _ = reference
@@ -123,6 +127,7 @@ def test_a_model_of_our_own_loads_in_transformers(tmp_path, dtype):
     np.testing.assert_allclose(logits(widened, tokens), their_logits(load_theirs(tmp_path), tokens), atol=1e-4, rtol=0)
 
 
+@on_one_case
 @peft_warns
 @pytest.mark.parametrize("modules", [["q_proj", "v_proj"], ["o_proj", "k_proj", "gate_proj", "up_proj", "down_proj"]])
 def test_an_adapter_made_by_peft(reference, tmp_path, modules):
@@ -140,6 +145,7 @@ def test_an_adapter_made_by_peft(reference, tmp_path, modules):
     np.testing.assert_allclose(logits(ours, tokens, lora=lora), expected, atol=1e-4, rtol=0)
 
 
+@on_one_case
 @peft_warns
 def test_an_adapter_of_ours_in_peft(reference, tmp_path):
     _, folder = reference
@@ -154,6 +160,7 @@ def test_an_adapter_of_ours_in_peft(reference, tmp_path):
     assert (again.rank, again.alpha, again.dropout) == (lora.rank, lora.alpha, lora.dropout)
 
 
+@on_one_case
 @peft_warns
 def test_a_is_drawn_as_peft_draws_it(reference):
     _, folder = reference

@@ -32,8 +32,7 @@ def mesh_of(shape):
     return make_mesh(data=data, fsdp=fsdp, tensor=tensor)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize(("shape", "tied"), [(shape, True) for shape in MESHES] + [((2, 2, 2), False)], ids=str)
 def test_sharded_equals_unsharded(tmp_path, shape, tied):
     """With 2 key/value heads, the mesh of 4 on the tensor axis also shows their replication."""
     config = replace(CONFIG, tie_word_embeddings=tied)
