@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from distillation_case import MODEL, full_logits, make_config, make_model, make_pairs, make_targets, train
+from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 
 from ssb_jax.config import SsbError
@@ -25,6 +26,19 @@ from ssb_jax.stages import targets
 from ssb_jax.store import TargetWriter, open_store
 
 PAIRS = make_pairs(6, longest=9)  # batches of 2, 2 epochs: 6 steps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The same step is compiled by one test and loaded by the others, also in their child processes."""
+    folder = tmp_path_factory.mktemp("xla")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        compilation_cache.reset_cache()
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +74,9 @@ def test_a_target_is_for_its_reply_token(tmp_path):
     model = make_model()
     counts = make_targets(PAIRS, tmp_path)
     store = open_store(tmp_path)
-    for pair in PAIRS:
-        expected = full_logits(model, [pair.teacher_prompt_ids], [pair.reply_ids])
-        np.testing.assert_allclose(store.read(pair) @ np.asarray(model.head_weight()).T, expected, rtol=1e-4, atol=1e-4)
+    states = np.concatenate([store.read(pair) for pair in PAIRS])
+    expected = full_logits(model, [p.teacher_prompt_ids for p in PAIRS], [p.reply_ids for p in PAIRS])
+    np.testing.assert_allclose(states @ np.asarray(model.head_weight()).T, expected, rtol=1e-4, atol=1e-4)
     assert counts["examples"] == 6
     assert counts["tokens"] == sum(len(pair.reply_ids) for pair in PAIRS)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -30,7 +29,15 @@ from ssb_jax.records import Pair
 from ssb_jax.store import open_store
 from ssb_jax.training.batches import Weighting
 from ssb_jax.training.plan import Plan, Prepared, Targets, make_plan, prepared_batches
-from ssb_jax.training.step import StepNumbers, init_state, make_optimizer, make_schedule, make_step, put_batch
+from ssb_jax.training.step import (
+    StepNumbers,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    make_step,
+    put_batch,
+    run_keys,
+)
 from ssb_jax.workspace import Workspace
 
 
@@ -90,7 +97,7 @@ def distil(
     schedule = make_schedule(settings, plan.steps)
     optimizer = make_optimizer(settings, schedule)
     loss = resolve_loss(settings.loss, settings.loss_options)
-    init_key, dropout_key = jax.random.split(jax.random.key(seed))
+    init_key, dropout_key = run_keys(seed)
     step = make_step(
         objective=make_objective(loss, temperature=settings.temperature, kl_weight=settings.kl_weight),
         optimizer=optimizer,

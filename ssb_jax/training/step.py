@@ -72,6 +72,12 @@ def make_optimizer(settings: Distillation, schedule: optax.Schedule) -> optax.Gr
     return optax.chain(clip, adamw)
 
 
+def run_keys(seed: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """The random keys of a run: of the fresh adapter, and of dropout."""
+    init_key, dropout_key = jax.random.split(jax.random.key(seed))
+    return init_key, dropout_key
+
+
 def init_state(
     model: Transformer,
     settings: LoraSettings,
