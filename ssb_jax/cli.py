@@ -5,13 +5,15 @@ usage.
 """
 
 import contextlib
-import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
 import click
+from safetensors import SafetensorError
 
 from ssb_jax import __version__
 from ssb_jax.artifacts import owning
@@ -27,13 +29,24 @@ class _Cli(click.Group):
             return super().invoke(context)
         except SsbError as error:
             raise click.ClickException(str(error)) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            trouble = _disk_trouble(error)
+            if trouble is None:
                 raise
-            where = f" ({error.filename})" if error.filename else ""
             raise click.ClickException(
-                f"{error.strerror}{where}; what was written so far is kept: make room and run the same command again"
+                f"{trouble}; what was written so far is kept: make room and run the same command again"
             ) from None
+
+
+def _disk_trouble(error: Exception) -> str | None:
+    """What to say of a disk that is full or not writable; None for any other error.
+
+    Libraries report it in types of their own (safetensors, tensorstore), so their text is looked at too.
+    """
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS, EACCES, EPERM):
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    text = str(error)
+    return next((os.strerror(code) for code in (ENOSPC, EDQUOT, EROFS) if os.strerror(code) in text), None)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
