@@ -164,7 +164,7 @@ class Distillation(Section):
 
     loss: str = "ssb"
     """A name of `ssb_jax/losses/menu.py`, or `module:function` or `path/to/file.py:function` of your own."""
-    loss_options: dict[str, float | str] = {}
+    loss_options: dict[str, int | float | str] = {}
     """Options of the loss, such as `tau` of clipped_kl."""
     temperature: Positive = 2.0
     """Softens both distributions; the loss is multiplied by its square."""
@@ -178,6 +178,13 @@ class Distillation(Section):
     """So many first tokens of each reply do not count."""
     ignore_special_tokens: bool = False
     """Leave special tokens other than the end of turn out of the loss."""
+    last_weight: NotNegative = 1.0
+    """Weight of a reply's last token relative to its first, linear in between; above 1 it rises."""
+    select: Literal["all", "uncertain", "uncertain_or_wrong"] = "all"
+    """Which tokens count: those where the student hesitates most, or half those and half the ones where it is sure and
+    farthest from the teacher."""
+    select_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the tokens that `select` keeps."""
     learning_rate: Positive = 2e-4
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 0

@@ -119,7 +119,10 @@ def test_weights_add_up_to_one_whatever_counts():
     skipped = Weighting(skip_first=2, ignored_ids=frozenset({examples[0].reply[3]}))(examples)
     assert not any(w[:2].any() for w in skipped)
     assert skipped[0][3] == 0
-    for weights in (token, sequence, heavy, skipped):
+    rising = Weighting(last_weight=3.0)(examples)
+    for w in rising:
+        np.testing.assert_allclose(w / w[0], np.linspace(1, 3, len(w)), rtol=1e-5)
+    for weights in (token, sequence, heavy, skipped, rising):
         np.testing.assert_allclose(sum(w.sum() for w in weights), 1, rtol=1e-6)
 
 

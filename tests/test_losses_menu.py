@@ -89,6 +89,29 @@ def test_clipping_at_infinity_is_no_clipping_and_clips_no_more_than_asked():
         menu.clipped_kl(teacher, student, INFO, clip="row")
 
 
+def test_topk_kl_is_the_kl_of_lumped_distributions():
+    teacher, student = distributions()
+    np.testing.assert_allclose(menu.topk_kl(teacher, student, INFO, k=V), menu.ssb(teacher, student, INFO), rtol=1e-5)
+    order = jnp.argsort(-teacher, axis=-1)
+    lumped = []
+    for x in (teacher, student):
+        p = jnp.take_along_axis(jnp.exp(x), order, axis=-1)
+        lumped.append(jnp.log(jnp.concatenate([p[:, :3], p[:, 3:].sum(-1, keepdims=True)], axis=-1)))
+    np.testing.assert_allclose(menu.topk_kl(teacher, student, INFO, k=3), menu.kl(*lumped), rtol=1e-4)
+    assert (menu.topk_kl(teacher, student, INFO, k=3) <= menu.ssb(teacher, student, INFO) + 1e-6).all()
+
+
+def test_the_entropy_gate_opens_where_the_teacher_hesitates():
+    teacher, student = distributions()
+    reverse = menu.reverse_kl(teacher, student, INFO)
+    tau = float(jnp.median(menu.entropy(teacher)))
+    gated = menu.entropy_gate(teacher, student, INFO, tau=tau, k=3)
+    hesitates = menu.entropy(teacher) > tau
+    assert hesitates.any()
+    assert not hesitates.all()
+    np.testing.assert_allclose(gated, reverse + hesitates * menu.topk_kl(teacher, student, INFO, k=3), rtol=1e-6)
+
+
 def test_mixture_weights_of_zero_and_one_are_refused():
     teacher, student = distributions()
     with pytest.raises(SsbError, match="between 0 and 1, got 1"):

@@ -18,11 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ssb_jax.config import SsbError
-from ssb_jax.losses.menu import Loss, TokenInfo, cross_entropy, entropy, kl
+from ssb_jax.losses.menu import ABSENT, Loss, TokenInfo, cross_entropy, entropy, kl
 from ssb_jax.model.sharding import LOGICAL_RULES, constrain
-
-# Logit of a vocabulary row that exists only to make the head divisible: no probability, and finite in every formula.
-_ABSENT = -1e30
 
 Objective = Callable[[Float[Array, "C V"], Float[Array, "C V"], TokenInfo], Float[Array, "C"]]
 
@@ -184,7 +181,7 @@ def _split_head(head):
 def _mask_absent(logits, V):
     if logits.shape[-1] == V:
         return logits
-    return jnp.where(jnp.arange(logits.shape[-1]) < V, logits, _ABSENT)
+    return jnp.where(jnp.arange(logits.shape[-1]) < V, logits, ABSENT)
 
 
 def _slice_chunk(x, *, start, size):

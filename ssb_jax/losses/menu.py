@@ -39,6 +39,9 @@ class TokenInfo:
     length: Int[Array, "*C"]  # tokens in this token's reply; 0 marks padding
 
 
+# Log-probability of a word that is not there: no probability, and finite in every formula.
+ABSENT = -1e30
+
 LogProbs = Float[Array, "C V"]
 PerToken = Float[Array, "C"]
 Loss = Callable[[LogProbs, LogProbs, TokenInfo], PerToken]
@@ -105,6 +108,25 @@ def clipped_kl(
     raise SsbError(f"clipped_kl: clip must be vocab or token, got {clip!r}")
 
 
+def topk_kl(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, k: int = 100) -> PerToken:
+    """Forward KL over the teacher's k most likely words and one bucket for all others. SDPO, arXiv 2601.20802.
+
+    At most the full KL (words are lumped), and equal to it for k = V. Words as likely as the k-th count among the k.
+    """
+    top = teacher_logp >= jax.lax.top_k(teacher_logp, min(int(k), teacher_logp.shape[-1]))[0][:, -1:]
+    terms = jnp.exp(teacher_logp) * (teacher_logp - student_logp)
+    rest_t, rest_s = (jax.nn.logsumexp(jnp.where(top, ABSENT, x), axis=-1) for x in (teacher_logp, student_logp))
+    return jnp.sum(jnp.where(top, terms, 0.0), axis=-1) + jnp.exp(rest_t) * (rest_t - rest_s)
+
+
+def entropy_gate(
+    teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, tau: float = 0.8, k: int = 16
+) -> PerToken:
+    """KL(p_S, p_T) + 1[H(p_T) > tau] * topk_kl: covers the teacher where it hesitates. arXiv 2603.07079."""
+    gate = entropy(teacher_logp) > tau
+    return kl(student_logp, teacher_logp) + jnp.where(gate, topk_kl(teacher_logp, student_logp, info, k=k), 0.0)
+
+
 def cross_entropy(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo) -> PerToken:
     """-log p_S(y): supervised fine-tuning on the reply, the control. Always at temperature 1."""
     return -jnp.take_along_axis(student_logp, info.reply_ids[:, None], axis=-1)[:, 0]
@@ -119,7 +141,18 @@ def _log_mixture(a: LogProbs, b: LogProbs, weight: float) -> LogProbs:
 
 MENU: dict[str, Loss] = {
     function.__name__: function
-    for function in (ssb, reverse_kl, kl_mix, jsd, skew_kl, skew_reverse_kl, clipped_kl, cross_entropy)
+    for function in (
+        ssb,
+        reverse_kl,
+        kl_mix,
+        jsd,
+        skew_kl,
+        skew_reverse_kl,
+        clipped_kl,
+        topk_kl,
+        entropy_gate,
+        cross_entropy,
+    )
 }
 
 

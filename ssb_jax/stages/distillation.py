@@ -106,9 +106,11 @@ def distil(
         examples=settings.batch_size,
         remat=settings.remat,
         dropout_key=dropout_key if lora_settings.dropout > 0 else None,
+        select=settings.select,
+        select_share=settings.select_share,
     )
     ignored = special_ids if settings.ignore_special_tokens else frozenset()
-    weighting = Weighting(settings.reduction, settings.stop_weight, settings.skip_first, ignored)
+    weighting = Weighting(settings.reduction, settings.stop_weight, settings.skip_first, ignored, settings.last_weight)
     batches = prepared_batches(plan, targets, weighting=weighting, encoding=encoding, pad_id=pad_id)
     with checkpoints(folder / "checkpoints", keep=settings.keep_checkpoints) as manager, use_mesh(mesh):
         state = init_state(model, lora_settings, optimizer, key=init_key, mesh=mesh)

@@ -80,12 +80,14 @@ class Weighting:
       stop_weight: of the end-of-turn token, where the reply ends with it.
       skip_first: so many first tokens of each reply do not count.
       ignored_ids: tokens of the reply that do not count (special tokens).
+      last_weight: of a reply's last token relative to its first, linear in between.
     """
 
     reduction: str = "token"
     stop_weight: float = 1.0
     skip_first: int = 0
     ignored_ids: frozenset[int] = frozenset()
+    last_weight: float = 1.0
 
     def __call__(self, examples: Sequence[Example]) -> list[Float[np.ndarray, "R"]]:
         """Weights of each example's reply tokens; they add up to 1 over the batch.
@@ -107,11 +109,11 @@ class Weighting:
 
     def _raw(self, example: Example) -> np.ndarray:
         ids = example.reply
-        weight = np.ones(len(ids))
+        weight = np.linspace(1.0, self.last_weight, len(ids))
         if self.ignored_ids:
             weight[[token in self.ignored_ids for token in ids]] = 0.0
         if example.pair.teacher_stop and len(ids) == len(example.pair.reply_ids):
-            weight[-1] = self.stop_weight
+            weight[-1] *= self.stop_weight
         weight[: self.skip_first] = 0.0
         return weight
 

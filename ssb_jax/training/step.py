@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from ssb_jax.config import Distillation, SsbError
 from ssb_jax.config import Lora as LoraSettings
 from ssb_jax.losses.chunked import Objective, TokenStats, token_losses
+from ssb_jax.losses.selection import select_tokens
 from ssb_jax.model.lora import Lora, init_lora, lora_shardings
 from ssb_jax.model.sharding import constrain, spec
 from ssb_jax.model.transformer import Transformer
@@ -141,6 +142,8 @@ def make_step(
     examples: int,
     remat: str = "full",
     dropout_key: Key[Array, ""] | None = None,
+    select: str = "all",
+    select_share: float = 0.5,
 ) -> Step:
     """The compiled step; `state` is donated.
 
@@ -148,6 +151,7 @@ def make_step(
       chunk: reply tokens that pass through the head at a time.
       examples: the most examples a batch has.
       dropout_key: seeds LoRA's dropout; None switches it off.
+      select, select_share: see `losses.selection`; the share is of each micro-batch.
     """
 
     def step(model: Transformer, state: TrainState, batch: Batch) -> tuple[TrainState, StepNumbers]:
@@ -157,7 +161,8 @@ def make_step(
             losses, stats = reply_losses(
                 model, lora, micro, objective=objective, chunk=chunk, remat=remat, dropout_key=micro_key
             )
-            weighted = losses * micro.weight
+            weight = select_tokens(micro.weight, stats, rule=select, share=select_share)
+            weighted = losses * weight
             sums = jax.ops.segment_sum(weighted.ravel(), micro.example.ravel(), num_segments=examples)
             counted = (micro.info.length > 0).astype(jnp.float32)
             totals = jax.tree.map(lambda x: jnp.sum(x * counted), stats)

@@ -1,0 +1,38 @@
+"""Token selection: the right tokens, the same total weight."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssb_jax.losses.chunked import TokenStats
+from ssb_jax.losses.selection import select_tokens
+
+N = 20
+ENTROPY = jnp.asarray(np.random.default_rng(0).permutation(N) / N, jnp.float32)[None]
+KL = jnp.asarray(np.random.default_rng(1).permutation(N) / N, jnp.float32)[None]
+STATS = TokenStats(kl=KL, agreement=KL, student_entropy=ENTROPY, teacher_entropy=ENTROPY)
+WEIGHT = jnp.where(jnp.arange(N) < 16, 1 / 16, 0.0)[None].astype(jnp.float32)  # the last four are padding
+
+
+def test_all_is_all():
+    np.testing.assert_array_equal(select_tokens(WEIGHT, STATS, rule="all", share=0.1), WEIGHT)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_uncertain_keeps_the_highest_entropies(share):
+    selected = select_tokens(WEIGHT, STATS, rule="uncertain", share=share)[0]
+    expected = np.argsort(-np.asarray(ENTROPY[0, :16]))[: int(16 * share)]
+    assert set(np.flatnonzero(selected)) == set(expected)
+    np.testing.assert_allclose(selected.sum(), 1, rtol=1e-6)
+
+
+def test_uncertain_or_wrong_adds_sure_tokens_far_from_the_teacher():
+    selected = select_tokens(WEIGHT, STATS, rule="uncertain_or_wrong", share=0.5)[0]
+    uncertain = set(np.argsort(-np.asarray(ENTROPY[0, :16]))[:4])
+    sure = [i for i in np.argsort(-np.asarray(KL[0, :16])) if i not in uncertain]
+    assert set(np.flatnonzero(selected)) == uncertain | set(sure[:4])
+    np.testing.assert_allclose(selected.sum(), 1, rtol=1e-6)
+
+
+def test_at_least_one_token_is_kept():
+    assert np.count_nonzero(select_tokens(WEIGHT, STATS, rule="uncertain", share=1e-6)) == 1
