@@ -2,6 +2,9 @@
 
 Byte-level BPE with Qwen2's splitting rule and no merges: a piece that is a word of the vocabulary is one token, any
 other piece becomes its bytes. So every text round-trips exactly, whatever its characters.
+
+Load it with `ssb_jax.chat.load_chat` or PreTrainedTokenizerFast. transformers' AutoTokenizer puts its own Qwen2 class
+in place of this file's rules, which then cuts words into bytes that the model never learnt.
 """
 
 import json
