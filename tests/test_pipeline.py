@@ -101,7 +101,10 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(straight, killed):
         assert one == other, name
     assert read_jsonl(whole / "pairs/pairs.jsonl", Pair) == read_jsonl(pieces / "pairs/pairs.jsonl", Pair)
     losses = [
-        [(row["step"], row["loss"]) for row in map(json.loads, (f / "distillation/metrics.jsonl").open())]
+        [
+            (row["step"], row["loss"])
+            for row in map(json.loads, (f / "distillation/metrics.jsonl").read_text().splitlines())
+        ]
         for f in (whole, pieces)
     ]
     assert losses[0] == losses[1]
@@ -115,7 +118,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(straight, killed):
 
 def test_what_a_run_leaves_keeps_the_stages_promises(straight):
     folder, stdout = straight
-    questions = [json.loads(line) for line in (folder / "questions/questions.jsonl").open()]
+    questions = [json.loads(line) for line in (folder / "questions/questions.jsonl").read_text().splitlines()]
     ids = [q["id"] for q in questions]
     assert len(ids) == len(set(ids)) == 40
     hints, lessons = [], []
