@@ -47,7 +47,7 @@ def test_cached_equals_uncached_on_ragged_rows(pieces):
     expected, _ = forward(model, tokens, positions=steps(tokens))
     # What an earlier sequence left in the cache must not be seen.
     stale = 100.0 * jax.random.normal(
-        jax.random.key(0), (CONFIG.num_layers, 3, S, CONFIG.num_kv_heads, CONFIG.head_dim)
+        jax.random.key(0), (CONFIG.num_layers, 3, CONFIG.num_kv_heads, S, CONFIG.head_dim)
     )
     cache, hidden, start = KVCache(k=stale, v=stale), [], 0
     for size in pieces:

@@ -82,7 +82,7 @@ def test_every_array_is_split_as_the_table_says():
     assert shards["o_proj"] == (L, N // 2, H, D // 2)
     assert shards["down_proj"] == (L, F // 2, D // 2)
     assert model.embed[...].addressable_shards[0].data.shape == (96 // 2, D // 2)
-    assert cache.k.addressable_shards[0].data.shape == (L, 4 // 4, 8, K // 2, H)
+    assert cache.k.addressable_shards[0].data.shape == (L, 4 // 4, K // 2, 8, H)
     assert lora_shardings(lora, mesh).a["q_proj"].spec == PartitionSpec(None, "fsdp", None)
     assert lora_shardings(lora, mesh).b["down_proj"].spec == PartitionSpec(None, None, "fsdp")
 

@@ -34,15 +34,38 @@ def attention(
     q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Mask
 ) -> Float[Array, "B T N H"]:
     """Softmax attention, each key/value head shared by G = N / K query heads; scores and softmax in float32."""
+    if q.shape[1] == 1:
+        return jax.lax.platform_dependent(q, k, v, mask, cpu=_matrix_vector, default=_batched)
+    return _batched(q, k, v, mask)
+
+
+def _batched(q, k, v, mask):
     B, T, N, H = q.shape
     K = k.shape[2]
     grouped = q.reshape(B, T, K, N // K, H)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores * jnp.float32(1 / np.sqrt(H))
+    probabilities = _softmax(scores, mask, H).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", probabilities, v).reshape(B, T, N, H)
+
+
+def _matrix_vector(q, k, v, mask):
+    """One query a row, its G heads one after the other: XLA's CPU matrix-vector product reads keys and values at the
+    memory's speed, its matrix product of G rows takes three times as long."""
+    B, _, N, H = q.shape
+    K = k.shape[2]
+    G = N // K
+    grouped = q.reshape(B, K, G, H)
+    scores = [jnp.einsum("bskh,bkh->bks", k, grouped[:, :, g], preferred_element_type=jnp.float32) for g in range(G)]
+    probabilities = _softmax(jnp.stack(scores, axis=2)[:, :, :, None], mask, H).astype(v.dtype)
+    mixed = [jnp.einsum("bks,bskh->bkh", probabilities[:, :, g, 0], v) for g in range(G)]
+    return jnp.stack(mixed, axis=2).reshape(B, 1, N, H)
+
+
+def _softmax(scores: Float[Array, "B K G T S"], mask: Mask, head_dim: int) -> Float[Array, "B K G T S"]:
+    scores = scores * jnp.float32(1 / np.sqrt(head_dim))
     # The lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN.
     scores = jnp.where(mask.dense()[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", probabilities, v).reshape(B, T, N, H)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def rotary_angles(

@@ -63,7 +63,7 @@ def empty_cache(config, *, batch: int, length: int, dtype) -> KVCache:
 
 @jax.jit
 def prefill(model: Transformer, lora: Lora | None, tokens: Int[Array, "P T"], lengths: Int[Array, " P"]) -> KVCache:
-    """Keys and values (L, P, T, K, H) of prompts, padded to T on the right, without their last tokens.
+    """Keys and values (L, P, K, T, H) of prompts, padded to T on the right, without their last tokens.
 
     The last token of a prompt is the first input of decoding, so that the head is applied in one place alone.
     """
@@ -79,17 +79,17 @@ def place(cache: KVCache, staged: KVCache, slots: Int[Array, " M"], sources: Int
     """Copies rows `sources` of a prefill into `slots`; a slot beyond the last is dropped. The cache is donated."""
 
     def put(whole, part):
-        return whole.at[:, slots, : part.shape[2]].set(part[:, sources], mode="drop")
+        return whole.at[:, slots, :, : part.shape[3]].set(part[:, sources], mode="drop")
 
     return _laid_out(KVCache(k=put(cache.k, staged.k), v=put(cache.v, staged.v)))
 
 
 @jax.jit(static_argnames="length")
-def resize(x: Float[Array, "L B S K H"], rows: Int[Array, " M"] | None, *, length: int) -> Float[Array, "L M T K H"]:
+def resize(x: Float[Array, "L B K S H"], rows: Int[Array, " M"] | None, *, length: int) -> Float[Array, "L M K T H"]:
     """Keys or values with another length, of all slots or of those in `rows`."""
     x = x if rows is None else jnp.take(x, rows, axis=1)
-    x = x[:, :, :length]
-    x = jnp.pad(x, [(0, 0), (0, 0), (0, length - x.shape[2]), (0, 0), (0, 0)])
+    x = x[:, :, :, :length]
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, length - x.shape[3]), (0, 0)])
     return constrain(x, *CACHE_AXES)
 
 

@@ -162,7 +162,7 @@ class Slots:
         slots, sources = np.full(size, self.count, np.int32), np.zeros(size, np.int32)
         slots[: len(pairs)], sources[: len(pairs)] = np.array(pairs, np.int32).T
         cache, self.cache = self.cache, None
-        what = f"copy of {size} prompts {staged.k.shape[1:3]} into {cache.k.shape[1:3]}"
+        what = f"copy of {size} from {staged.k.shape[1::2]} into {cache.k.shape[1::2]}"
         self.cache = self.meter.timed("copy", what, lambda: device.place(cache, staged, slots, sources))
 
     def _history(self) -> np.ndarray | None:
