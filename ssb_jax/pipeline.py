@@ -52,9 +52,6 @@ def save_config(run: Run) -> None:
     write_atomically(run.folder / "config.yaml", dump_config(run.config))
 
 
-# ---- questions to pairs -------------------------------------------------------------------------------------------
-
-
 def load_questions(run: Run) -> list[Question]:
     """The run's questions, loaded once and kept."""
     return _questions(run, run.config.questions, run.folder / "questions")
@@ -266,9 +263,6 @@ def funnel(run: Run) -> dict[str, int]:
     return counts | {f"dropped: {reason}": number for reason, number in dropped.items() if number}
 
 
-# ---- pairs to adapter -----------------------------------------------------------------------------------------------
-
-
 def make_targets(run: Run) -> Manifest:
     """The teacher's distributions on the pairs' replies."""
     folder = run.folder / "targets"
@@ -311,9 +305,6 @@ def distil(run: Run) -> Manifest:
             pairs, config=run.config, store_folder=run.folder / "targets", folder=folder, workspace=run.workspace
         ),
     )
-
-
-# ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
 def evaluate(run: Run) -> dict[str, dict]:
@@ -375,9 +366,6 @@ def _answer_set(
 
 def _load_adapter(run: Run) -> Lora:
     return load_adapter(run.adapter_folder, run.workspace.model.config, mesh=run.workspace.mesh)
-
-
-# ---- shared ---------------------------------------------------------------------------------------------------------
 
 
 def _questions(run: Run, data: Data, folder: Path) -> list[Question]:
