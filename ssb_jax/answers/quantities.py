@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from ssb_jax.answers.exact import exact_number
+
 Dimension = tuple[tuple[str, int], ...]
 
 _INCH = Fraction("0.0254")
@@ -57,7 +59,11 @@ _TABLE: list[tuple[str, str, Fraction]] = [
 ]
 _UNITS = {name: (dimension, size) for dimension, names, size in _TABLE for name in names.split()}
 _SPEEDS = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "mps": "m/s", "fps": "ft/s"}
-_BARE = {name for name in _UNITS if len(name) > 1 and name.isalpha()} | set(_SPEEDS) | {"am", "pm", "sq", "pct"}
+_BARE = (
+    {name for name in _UNITS if len(name) > 1 and name.isalpha()}
+    | set(_SPEEDS)
+    | {"am", "pm", "sq", "pct", "st", "nd", "rd", "th"}
+)
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
 _BASE_NAMES |= {"nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16"}
@@ -65,6 +71,7 @@ _BASE_NAMES |= {"nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "sixte
 _POWER = r"(?:\s*\^\s*\{?\s*(-?[1-9])\s*\}?)?"
 _TEXT_UNIT = re.compile(rf"\\text\{{([^{{}}]*)\}}{_POWER}$")
 _FRACTION_UNIT = re.compile(r"\\frac\{\s*\\text\{([^{}]*)\}\s*\}\{\s*\\text\{([^{}]*)\}\s*\}$")
+_SLASH_UNIT = re.compile(rf"\\text\{{([^{{}}]*)\}}\s*/\s*\\text\{{([^{{}}]*)\}}{_POWER}$")
 _BARE_UNIT = re.compile(rf"(?:(?<=[0-9.}})%])|(?<=[a-zA-Z°])(?=[\s/]))(\s*/?\s*)([a-zA-Z][a-zA-Z']*)\.?{_POWER}$")
 _BASE = re.compile(r"^(.*[0-9A-Za-z)}\]])\s*_\s*(?:\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\}|([0-9]))$")
 _CURRENCY = re.compile(
@@ -123,13 +130,13 @@ class Quantity:
 
 
 @lru_cache(maxsize=4096)
-def split_quantity(text: str) -> Quantity:
-    """Takes tidy text apart."""
+def split_quantity(text: str, *, letters: bool = False) -> Quantity:
+    """Takes tidy text apart; with `letters`, a single letter after a space may be a unit (`5 m`) and no symbol."""
     value = _drop_prose(_PREFIX, text)
     if whole := _WHOLE_TEXT.fullmatch(value):
         value = _drop_prose(_PROSE, whole.group(1).strip())
     sign, currency, value = _peel_currency(value)
-    value, words = _peel_units(value)
+    value, words = _peel_units(value, letters=letters)
     percent = value.endswith("%") or not _PERCENT_WORDS.isdisjoint(words.split())
     value = value.rstrip("% ")
     if value.endswith("°") and not _TRIGONOMETRIC.search(value):
@@ -159,16 +166,20 @@ def _peel_currency(value: str) -> tuple[str, str, str]:
     return match.group(1), currency.lower().rstrip("."), value[match.end() :]
 
 
-def _peel_units(value: str) -> tuple[str, str]:
+def _peel_units(value: str, *, letters: bool) -> tuple[str, str]:
     """Cuts words off the end; returns what is left and the words, lower case, powers written `^2`."""
     words = ""
     while True:
         value = value.rstrip()
         if match := _FRACTION_UNIT.search(value):
             found = f"{match.group(1)}/{match.group(2)}"
+        elif match := _SLASH_UNIT.search(value):
+            found = f"{match.group(1)}/{match.group(2)}" + (f"^{match.group(3)}" if match.group(3) else "")
         elif (match := _TEXT_UNIT.search(value)) and _may_be_unit(value[: match.start()], match.group(1)):
             found = match.group(1).strip() + (f"^{match.group(2)}" if match.group(2) else "")
-        elif (match := _BARE_UNIT.search(value)) and _is_bare_unit(match.group(2), spaced=bool(match.group(1))):
+        elif (match := _BARE_UNIT.search(value)) and _is_bare_unit(
+            match.group(2), spaced=bool(match.group(1)), letters=letters
+        ):
             found = match.group(1).strip() + match.group(2) + (f"^{match.group(3)}" if match.group(3) else "")
         else:
             return value, words.strip().lower()
@@ -182,13 +193,13 @@ def _may_be_unit(before: str, words: str) -> bool:
     return _NO_UNIT.isdisjoint(re.findall(r"[a-z]+", words.lower()))
 
 
-def _is_bare_unit(word: str, *, spaced: bool) -> bool:
+def _is_bare_unit(word: str, *, spaced: bool, letters: bool) -> bool:
     r"""Whether a word without `\text` is a unit and not a product of symbols: `5 m` and `5cm`, not `5m` or `5xy`."""
     lower = word.lower()
     if lower in _BARE or (len(word) > 2 and lower.removesuffix("s") in _BARE):
         return True
     if len(word) == 1:
-        return spaced and word in "mgshL"
+        return letters and spaced and word in "mgshL"
     return spaced and len(word) > 2 and any(vowel in lower for vowel in "aeiouy")
 
 
@@ -198,9 +209,9 @@ def _split_base(value: str) -> tuple[str, str | None]:
         return value, None
     name = re.sub(r"\\text\{([^{}]*)\}", r"\1", match.group(2) or match.group(3)).strip().lower()
     name = re.sub(r"^\(?\s*base\s*|\)$", "", name)
-    digits = match.group(1).strip()
+    digits = re.sub(r"\\text|[{}()]", "", match.group(1)).strip()
     name = _BASE_NAMES.get(name, name)
-    if not name.isdecimal() or not re.fullmatch(r"-?\(?[0-9A-Fa-f., ]*[0-9][0-9A-Fa-f., ]*\)?", digits):
+    if not name.isdecimal() or not re.fullmatch(r"-?[0-9A-Fa-f., ]*[0-9][0-9A-Fa-f., ]*", digits):
         return value, None
     return digits, name
 
@@ -233,8 +244,18 @@ def _unit(words: str) -> tuple[Dimension, Fraction] | None:
     return (tuple(sorted(powers.items())), size) if powers and all(powers.values()) else None
 
 
+def split_pair(gold: str, answer: str) -> tuple[Quantity, Quantity]:
+    """Takes two sides apart: a letter is a unit on one side only when the other is a number."""
+    left, right = split_quantity(gold), split_quantity(answer)
+    if exact_number(left.value) is not None:
+        return left, split_quantity(answer, letters=True)
+    if exact_number(right.value) is not None:
+        return split_quantity(gold, letters=True), right
+    return left, right
+
+
 def units_ratio(gold: Quantity, answer: Quantity) -> Fraction | None:
-    """The factor that takes the answer's value to the gold unit; None when the units contradict each other.
+    r"""The factor that takes the answer's value to the gold unit; None when the units contradict each other.
 
     A rate may leave its denominator out (\$5 for \$5 per hour), then there is nothing to convert.
     """
