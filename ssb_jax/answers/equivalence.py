@@ -12,7 +12,7 @@ from fractions import Fraction
 from ssb_jax.answers import symbolic
 from ssb_jax.answers.exact import exact_number
 from ssb_jax.answers.latex import key, tidy
-from ssb_jax.answers.quantities import Quantity, split_quantity, units_ratio
+from ssb_jax.answers.quantities import Quantity, split_pair, units_ratio
 from ssb_jax.answers.relations import INEQUALITIES, Region, name_and_values, region, same_names, variable
 from ssb_jax.answers.structure import Atom, Matrix, Relation, Seq, Union, Value, Words, parse, words
 
@@ -21,7 +21,7 @@ _CHOICE = re.compile(
     r"^(?:\\text\{)?\s*(?:option|choice|answer)?:?\s*(\()?\s*([A-Za-z])\s*(?(1)\)|[).:]?)\s*\}?[.:]?$", re.I
 )
 _CHOICE_THEN = re.compile(
-    r"^(?:\\text\{)?\s*(?:option|choice|answer)?:?\s*(?:\(\s*([A-J])\s*\)|([A-J])[).:])\s*:?\s*\}?[.:]?\s*(\S.*)$"
+    r"^(?:\\text\{)?\s*(?:option|choice|answer)?:?\s*(?:\(\s*([A-J])\s*\)|([A-J])[).])\s*:?\s*\}?[.:]?\s*(\S.*)$"
 )
 _TIGHT_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9]|,[0-9])")
 _DECIMAL_COMMA = re.compile(r"^(-?[0-9]+),([0-9]{1,2}|[0-9]{4,})(?![0-9,])")
@@ -31,6 +31,7 @@ _SYNONYMS = {
     "dne": "doesnotexist", "allrealnumbers": "reals", "allreals": "reals", "realnumbers": "reals",
     "infinitelymanysolutions": "infinitelymany",
 }  # fmt: skip
+_UNIT_VECTOR = re.compile(r"\\(?:hat|widehat|vec)\s*\{\s*\\?([ijk])(?:math)?\s*\}|(?<![a-zA-Z\\])([ijk])(?![a-zA-Z])")
 _EMPTY = "\\emptyset"
 
 
@@ -110,7 +111,7 @@ def _same(gold: Value, answer: Value) -> Match:
         return _same_matrices(gold, answer)
     if isinstance(gold, Seq) or isinstance(answer, Seq):
         return _same_sequences(gold, answer)
-    return same_quantities(split_quantity(gold.text), split_quantity(answer.text))
+    return same_quantities(*split_pair(gold.text, answer.text))
 
 
 def same_quantities(gold: Quantity, answer: Quantity) -> Match:
@@ -154,14 +155,14 @@ def _same_relations(gold: Value, answer: Value) -> Match:
         return _same_inequalities(gold, answer)
     gold_name, gold_values = name_and_values(gold) if isinstance(gold, Relation) else (None, [gold])
     name, values = name_and_values(answer) if isinstance(answer, Relation) else (None, [answer])
-    if gold_name and name and not same_names(gold_name, name):
-        gold_values = []
-    if not (isinstance(gold, Relation) and gold_name is None and isinstance(answer, Relation)):
-        for one in gold_values:
-            for other in values:
-                if (match := _same(one, other)).equal:
-                    return Match(True, f"{name or gold_name or 'value'}: {match.reason}")
-    if not (isinstance(gold, Relation) and isinstance(answer, Relation)):
+    both = isinstance(gold, Relation) and isinstance(answer, Relation)
+    if both and not (gold_name is name is None or (gold_name and name and same_names(gold_name, name))):
+        gold_values = []  # the names differ, or only one is a definition: compare them as equations
+    for one in gold_values:
+        for other in values:
+            if (match := _same(one, other)).equal:
+                return Match(True, f"{name or gold_name or 'value'}: {match.reason}")
+    if not both:
         return Match(False, "the values differ" if gold_values and values else "an equation, not a value")
     if len(gold.sides) == len(answer.sides) == 2:
         result = symbolic.equal_equations(gold.sides, answer.sides)
@@ -220,6 +221,9 @@ def _region(value: Value) -> Region | None:
 
 
 def _same_matrices(gold: Value, answer: Value) -> Match:
+    if isinstance(gold, Atom) or isinstance(answer, Atom):
+        result = symbolic.equal_expressions(_unit_vectors(gold), _unit_vectors(answer))
+        return Match(result.equal, result.reason)
     gold_rows, rows = _rows(gold), _rows(answer)
     if gold_rows is None or rows is None:
         return Match(False, "a matrix and something else")
@@ -229,6 +233,16 @@ def _same_matrices(gold: Value, answer: Value) -> Match:
         return Match(False, f"matrix of {_shape(rows)}, not {_shape(gold_rows)}")
     pairs = [pair for two in zip(gold_rows, rows, strict=True) for pair in zip(*two, strict=True)]
     return _all_same(pairs, "matrix cells")
+
+
+def _unit_vectors(value: Value) -> str:
+    r"""A vector as an expression in symbols for the unit vectors, which `\mathbf{i}, \hat{j}, ...` are read as."""
+    if isinstance(value, Atom):
+        return _UNIT_VECTOR.sub(lambda match: f"u_{{{match[1] or match[2]}}}", value.text)
+    cells = [cell for row in _rows(value) or [] for cell in row]
+    if len(cells) > 3 or not all(isinstance(cell, Atom) for cell in cells):
+        return "\\text{matrix}"
+    return " + ".join(f"({cell.text}) u_{{{name}}}" for cell, name in zip(cells, "ijk", strict=False))
 
 
 def _rows(value: Value) -> list[tuple[Value, ...]] | None:

@@ -6,7 +6,7 @@ from ssb_jax.answers.exact import exact_number
 from ssb_jax.answers.extraction import MAX_RESPONSE, extract_answer
 from ssb_jax.answers.latex import key, tidy
 from ssb_jax.answers.limits import too_large
-from ssb_jax.answers.quantities import Quantity, split_quantity, units_ratio
+from ssb_jax.answers.quantities import Quantity, split_pair, units_ratio
 from ssb_jax.records import Outcome
 
 # What sympy raises on odd expressions; anything else is a bug and is not hidden (a grader process then dies).
@@ -65,7 +65,7 @@ def grade_cheaply(response: str, gold: str, *, truncated: bool = False) -> Grade
         return Grade(Outcome.UNANSWERED, extracted, "nothing visible in \\boxed{}")
     if key(extracted) == key(gold):
         return Grade(Outcome.CORRECT, extracted, "same text")
-    if (equal := _equal_numbers(split_quantity(tidy(gold)), split_quantity(tidy(extracted)))) is not None:
+    if (equal := _equal_numbers(*split_pair(tidy(gold), tidy(extracted)))) is not None:
         outcome = Outcome.CORRECT if equal else Outcome.INCORRECT
         return Grade(outcome, extracted, "equal numbers" if equal else "different numbers")
     return extracted

@@ -26,7 +26,7 @@ ROW = "␤"  # stands for LaTeX's row separator, two backslashes
 
 _FONTS = "text|mbox|hbox|textbf|textit|textrm|texttt|textsf|textnormal|textup|mathrm|mathbf|mathit|mathsf|mathtt"
 _FONTS += "|mathnormal|boldsymbol|bm|emph|rm|bf|operatorname\\*?"
-_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|max|min"
+_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|max|min"
 _SIZES = "left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|strut|mathstrut|bold"
 
 # In this order: a rule may rely on those before it. No pattern can backtrack more than quadratically.
@@ -71,10 +71,13 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:ldots|cdots|dots|dotsc|dotsb)(?![a-zA-Z])", "..."),
         (r"\\(?:Bbb|mathbf|mathrm|text)\s*\{R\}|\\R(?![a-zA-Z])|\\Re(?:als)?(?![a-zA-Z{])", r"\\mathbb{R}"),
         (r"\\(?:mathbf|mathrm|text)\s*\{Z\}|\\Z(?![a-zA-Z])", r"\\mathbb{Z}"),
-        (r"\\(?:text)?degrees?(?![a-zA-Z])|\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\textdegree", "°"),
+        (r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))", "°"),
+        (r"\\(?:text)?degrees?(?![a-zA-Z])", "°"),
         (r"\\(?:euro|texteuro)(?![a-zA-Z])", "€"),
         (r"\\(?:pounds|textsterling)(?![a-zA-Z])", "£"),
         (r"\\%", "%"),
+        (r"\\p?mod\s*\{([^{}]*)\}|\\pmod\s*([0-9a-z])", r"\\text{ mod \1\2}"),
+        (r"\\(?:operatorname|text|mathrm)\s*\{\s*a(?:rc)?(sin|cos|tan)\s*\}", r"\\arc\1 "),
         # fonts: a single letter loses its font, words become \text{...}
         (rf"\{{\s*\\(?:{_FONTS})(?![a-zA-Z])\s+([^{{}}]*)\}}", r"\\text{\1}"),
         (rf"\\(?:operatorname|mathrm|text|textrm)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
@@ -235,6 +238,6 @@ def _trim(text: str) -> str:
             text = text[1:-1]
         if text[-1:] in (".", ",", ";") and not text.endswith("..."):
             text = text[:-1]
-        text = text.removeprefix("=").removeprefix("\\approx ")
+        text = text.removeprefix("=").removeprefix("\\approx")
         if text == before:
             return text

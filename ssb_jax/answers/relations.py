@@ -17,6 +17,10 @@ _NAME = re.compile(
     r"(?:\s*\([^()=+]*\))?(?:\\text\{[^{}]*\})?"
 )
 _TUPLE = re.compile(rf"\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)")
+_DECORATION = re.compile(
+    r"[\^_]\s*(?:\{[^{}]*\}|[a-zA-Z0-9])|\\(?:frac|cdot|times|alpha|beta|theta|lambda|mu|omega)(?![a-zA-Z])"
+)
+_COMBINED = re.compile(r"[-+*/(){}\s]*[a-zA-Z][-+*/(){}\sa-zA-Z]*")
 _VARIABLE = re.compile(rf"(?:[a-zA-Z]|\\[a-z]+){_SUBSCRIPT}(?:\([a-z]\))?")
 _CONSTANT = re.compile(r"e|i|\\pi|\\infty|\\emptyset")
 _WITHOUT = re.compile(r"(.*\S)\s*(?:\\setminus|\\backslash|\\smallsetminus|-|/)\s*\\\{(.*)\\\}")
@@ -46,17 +50,19 @@ REALS = Region((Interval("-\\infty", "\\infty", False, False),))
 
 
 def is_name(text: str) -> bool:
-    """Whether a side of an equation only names what the other side gives: `x`, `f(x)`, `P(A)`, `(x, y)`, words."""
+    """Whether a side of an equation only names what the other side gives: `x`, `f(x)`, `(x, y)`, `m + n`, words."""
     text = text.strip()
     if _CONSTANT.fullmatch(text):
         return False
-    return bool(_TUPLE.fullmatch(text)) or all(_NAME.fullmatch(part.strip()) for part in text.split(":"))
+    if _TUPLE.fullmatch(text) or all(_NAME.fullmatch(part.strip()) for part in text.split(":")):
+        return True
+    return bool(_COMBINED.fullmatch(_DECORATION.sub(" ", text)))
 
 
 def name_and_values(relation: Relation) -> tuple[str | None, list[Value]]:
     """The name that an equation gives a value to, and the value; several when they are said to be about equal.
 
-    No values when the equation is a condition and not a definition (`2x + 3 = 7`). A chain ends in its value.
+    No values when the equation is a condition and no definition (`2x + 3 = 7`). A chain ends in its value.
     """
     if set(relation.operators) & INEQUALITIES:
         return None, []
@@ -68,7 +74,8 @@ def name_and_values(relation: Relation) -> tuple[str | None, list[Value]]:
         name = sides.pop()
     elif any(_LETTER.search(re.sub(r"\\text\{[^{}]*\}", "", side)) for side in sides):
         return None, []
-    texts = sides if "\\approx" in relation.operators else sides[-1:]
+    either = "\\approx" in relation.operators or any("\\text" in side for side in sides)  # 3 hours = 180 minutes
+    texts = sides if either else sides[-1:]
     return name and re.sub(r"\s|\\left|\\right", "", name), [parse(text) for text in texts]
 
 

@@ -66,6 +66,7 @@ _MATRIX = re.compile(
     r"^(.*?)\\begin\{(?:[pbBvV]?matrix|smallmatrix|array)\*?\}(.*)\\end\{[a-zA-Z*]+\}\s*(.*)$", re.DOTALL
 )
 _LINES = re.compile(r"\\begin\{(?:cases|aligned|align\*?|gathered|split)\}(.*)\\end\{[a-z*]+\}", re.DOTALL)
+_OUTWARD = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")  # ]1, 2[ is an open interval
 _COLUMNS = re.compile(r"^\s*\{[lcr| ]*\}")
 _SET_BUILDER = re.compile(r"^\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\||:|\\colon)\s*(.+)$")
 _ARTICLE = re.compile(r"^(?:the|an|a)\s+(?=[a-z])")
@@ -82,6 +83,9 @@ def parse(text: str, depth: int = 0) -> Value:
         return Words(prose)
     if rows := _LINES.fullmatch(text):
         text = ", ".join(row.replace("&", " ") for row in rows.group(1).split(ROW) if row.strip())
+    if outward := _OUTWARD.fullmatch(text):
+        left, inside, right = outward.groups()
+        text = ("(" if left == "]" else "[") + inside + (")" if right == "[" else "]")
     for separators in ({";"}, {","}):
         parts = split(text, separators)
         if len(parts) > 1 and all(parts):
