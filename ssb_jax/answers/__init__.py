@@ -25,7 +25,8 @@ Pairs are written gold answer first.
 | mixed numbers | a whole number before a fraction adds | `1\frac45` `\frac95` | `1\frac45` `\frac45` |
 | scientific | `a \times 10^n` and `aEn` | `6.7 \times 10^{-5}` `.000067` | |
 | percent | `p\%` is `p/100`, and `p` (not when the gold number is below 1) | `50\%` `50` `\frac12` | `0.5` `0.5\%` |
-| currency, units | dropped against none, converted inside a dimension | `18` `\$18`, `1 m` `100 cm`, `5` `5 m` | `5 cm` `5 kg`, `5` `5m` |
+| currency, units | dropped against none, converted inside a dimension | `18` `\$18`, `1 m` `100 cm` | `5 cm` `5 kg` |
+| letters after a number | units only after a space, against a number | `5` `5 m` | `5` `5m` |
 | other words around a number | dropped, unless they change it | `18` `18 \text{ eggs}` | `18` `\text{not } 18` |
 | scale words | multiply | `3 \text{ million}` `3000000` | `3 \text{ million}` `3` |
 | degrees | `^\circ` is a unit | `90^\circ` `90` | |
@@ -36,7 +37,8 @@ Pairs are written gold answer first.
 | `\pm` | two values | `1 \pm \sqrt2` `1+\sqrt2, 1-\sqrt2` | |
 | intervals | ends and their kind count; inequalities and unions are intervals | `(2,5]` `2<x\le5` | `(2,5]` `[2,5]` |
 | matrices | shape and cells; a tuple is a column | a column, a tuple | a row, a column |
-| definitions | `name = value` is the value; two names must agree | `x=5` `5`, `33` `m+n=33` | `x=5` `y=5`, `5` `x+1=5` |
+| definitions | `name = value` is the value; two names must agree | `x=5` `5`, `33` `m+n=33` | `x=5` `y=5` |
+| conditions | no value | | `5` `x+1=5` |
 | equations | equal up to a factor | `2x+y=3` `y=3-2x` | `2x+y=3` `2x+y=4` |
 | expressions | equal wherever both are defined | `x(x+1)` `x^2+x` | `\sqrt{x^2}` `x` |
 | symbols | case counts; a free symbol is no number | `3R^2` `3R \cdot R` | `3R^2` `3r^2`, `5x` `5` |
