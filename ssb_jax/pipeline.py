@@ -28,6 +28,12 @@ from ssb_jax.stages import distillation, evaluation, hints, questions, rollouts,
 from ssb_jax.workspace import Workspace
 
 
+_SPEED_OF_DISTILLATION = (
+    *("tensorboard", "wandb_project", "checkpoint_every", "keep_checkpoints"),
+    *("remat", "chunk_tokens", "packing", "micro_batch"),
+)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder and the settings it is made with."""
@@ -294,7 +300,7 @@ def distil(run: Run) -> Manifest:
         "lora": run.config.lora.model_dump(mode="json"),
         **_settings(
             run.config.distillation,
-            leave_out=("tensorboard", "wandb_project", "checkpoint_every", "keep_checkpoints", "remat", "chunk_tokens"),
+            leave_out=_SPEED_OF_DISTILLATION,
         ),
     }
     return _complete(

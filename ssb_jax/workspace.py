@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from ssb_jax.chat import Chat, generation_defaults, load_chat
 from ssb_jax.config import Config, Sampling, SsbError
 from ssb_jax.console import note
-from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import make_mesh
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.model.weights import load_model, resolve_model
@@ -96,22 +95,13 @@ class Workspace:
             "config": _folder_digest(self.model_folder, "config.json"),
             "generation": _folder_digest(self.model_folder, "generation_config.json"),
             "tokenizer": _folder_digest(self.tokenizer_folder, "tokenizer*.json"),
-            "dtype": self.config.model.dtype,
+            "dtype": self.dtype.name,
         }
 
     @cached_property
     def prompt_identity(self) -> dict[str, str]:
         """The texts of the prompts."""
         return prompt_texts(self.config.prompts)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Who answers: the base model, or the base with an adapter."""
-
-    name: str
-    lora: Lora | None
-    identity: str
 
 
 def _folder_digest(folder: Path, pattern: str) -> str:
