@@ -27,7 +27,6 @@ from ssb_jax.records import DropReason, Hint, Lesson, Pair, Question, Verdict
 from ssb_jax.stages import distillation, evaluation, hints, questions, rollouts, targets, teaching, verification
 from ssb_jax.workspace import Workspace
 
-
 _SPEED_OF_DISTILLATION = (
     *("tensorboard", "wandb_project", "checkpoint_every", "keep_checkpoints"),
     *("remat", "chunk_tokens", "packing", "micro_batch"),
