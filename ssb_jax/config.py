@@ -5,7 +5,7 @@ a run can be repeated from its own `config.yaml`. Knows no stage and no model.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -283,7 +283,7 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file and applies overrides such as `--lora.rank 8` or `--lora.rank=8`.
+    """Reads a YAML file and applies overrides such as `--lora.rank 8` or `--evaluation.sets.0.num_samples=4`.
 
     Raises:
       SsbError: the file is missing or not YAML, a key is unknown (with the nearest known one), a value is not valid.
@@ -298,10 +298,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not OmegaConf.is_dict(tree):
         raise SsbError(f"{path}: expected settings as `key: value`, got {type(tree).__name__}")
     try:
-        merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(_dotlist(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise SsbError(f"settings of {path} and {list(overrides)}: {error}") from None
+        for key, value in _parse(overrides):
+            OmegaConf.update(tree, key, value, merge=False)
+        values = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError, IndexError) as error:
+        raise SsbError(f"settings of {path} and {list(overrides)}: {str(error).splitlines()[0]}") from None
     return config_from_dict(values, source=str(path))
 
 
@@ -323,25 +324,28 @@ def dump_config(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
-def _dotlist(overrides: Sequence[str]) -> list[str]:
-    """`["--a.b", "1", "--c=2"]` -> `["a.b=1", "c=2"]`."""
-    items, pending = [], None
+def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """`["--a.b", "1", "--c.0.d=x"]` -> ("a.b", 1), ("c.0.d", "x"); values are YAML, numbers index lists."""
+    pending = None
     for word in overrides:
         if pending is not None:
-            items.append(f"{pending}={word}")
+            yield pending, _value(word)
             pending = None
         elif word.startswith("--") and len(word) > 2:
             key, equals, value = word[2:].partition("=")
             key = key.replace("-", "_")
             if equals:
-                items.append(f"{key}={value}")
+                yield key, _value(value)
             else:
                 pending = key
         else:
             raise SsbError(f"expected an override `--section.key value`, got {word!r}")
     if pending is not None:
         raise SsbError(f"the override --{pending} has no value")
-    return items
+
+
+def _value(text: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
 
 
 def _explain(error: dict) -> str:

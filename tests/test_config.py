@@ -52,6 +52,12 @@ def test_overrides_win_over_the_file_and_hyphens_are_underscores(minimal):
     assert (config.lora.rank, config.evaluation.pass_at, config.teaching.max_pairs) == (8, (1, 4), None)
 
 
+def test_overrides_reach_into_lists():
+    tiny = next(p for p in CONFIGS if p.name == "tiny.yaml")
+    config = load_config(tiny, ["--evaluation.sets.1.num_samples", "7", "--evaluation.sets.0.name=first"])
+    assert [(s.name, s.num_samples) for s in config.evaluation.sets] == [("first", 1), ("test-sampled", 7)]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -65,6 +71,9 @@ def test_overrides_win_over_the_file_and_hyphens_are_underscores(minimal):
         (["--lora.rank"], "--lora.rank has no value"),
         (["lora.rank=3"], "expected an override"),
         (["--model", "tiny"], "model"),
+        (["--rollouts=[1]"], "rollouts"),
+        (["--lora.rank.deep", "1"], "lora.rank.*valid integer"),
+        (["--lora.rank", "[1"], "settings of"),
     ],
 )
 def test_bad_settings_are_one_clear_error(minimal, overrides, message):
