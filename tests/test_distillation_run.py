@@ -133,6 +133,21 @@ def test_logits_are_stored_when_asked_for(tmp_path):
     assert counts["bytes_per_token"] > 2 * MODEL.vocab_size
 
 
+def test_in_bfloat16_the_store_loses_nothing_and_the_student_learns_about_the_same(finished, tmp_path):
+    """Weights and states in bfloat16, adapter, loss and optimizer in float32."""
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_model())
+    computed = {pair.question_id: states for pair, states in targets.teacher_targets(model, PAIRS)}
+    make_targets(PAIRS, tmp_path / "targets", model=model)
+    store = open_store(tmp_path / "targets")
+    for pair in PAIRS:
+        np.testing.assert_array_equal(store.read(pair), computed[pair.question_id])
+        assert store.read(pair).dtype == jnp.bfloat16
+    train(PAIRS, tmp_path, model=model)
+    root, _ = finished
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(root), rtol=0.1)
+    assert all(x.dtype == np.float32 for x in adapter_of(tmp_path).values())
+
+
 def test_pairs_that_do_not_fit_are_named(tmp_path):
     long = dataclasses.replace(PAIRS[0], teacher_prompt_ids=tuple([1] * 200))
     with pytest.raises(SsbError, match=r"pair q0: hinted prompt and reply have 2\d\d tokens, the model's context 128"):
