@@ -35,7 +35,7 @@ MEMORY_LIMIT = 1 << 30  # bytes of address space; sympy needs about 150 MB
 _MAX_DEFAULT_WORKERS = 16
 _LOOK_AHEAD = 64  # responses a worker
 _NURSERY = "from ssb_jax.answers.worker import main; raise SystemExit(main())"
-_GRACE = 0.2  # seconds after which a grader that its own timer did not end is killed from here
+_GRACE = 0.02  # seconds after which an answer whose grader its own timer did not end is given up from here
 _START_LIMIT = 120.0  # seconds for importing sympy on a machine under load
 
 
@@ -154,15 +154,15 @@ class GraderPool:
 
     def _attend(self, waiting: deque[_Entry], *, block: bool) -> None:
         """Takes in messages, waiting for one if `block`; a grader past its deadline is killed."""
-        deadlines = [slot.deadline for slot in self._slots if slot.entry is not None and not slot.killed]
+        deadlines = [slot.deadline for slot in self._slots if slot.entry is not None]
         patience = max(0.0, min(deadlines, default=time.monotonic() + 1.0) - time.monotonic())
         if not self._read_messages(patience if block else 0.0):
             self._restart(waiting)
             return
         now = time.monotonic()
         for slot in self._slots:
-            if slot.entry is not None and now > slot.deadline and not slot.killed:
-                self._kill(slot)
+            if slot.entry is not None and now > slot.deadline:
+                self._give_up(slot)
 
     def _read_messages(self, seconds: float) -> bool:
         """Takes in what graders say within some seconds; False when a channel was closed."""
@@ -195,22 +195,28 @@ class GraderPool:
             return
         self.facts.slowest = max(self.facts.slowest, time.monotonic() - slot.sent)
         if "died" in message:
-            entry.grade = self._after_death(entry, message["died"], timed_out=slot.killed)
+            entry.grade = self._after_death(entry, message["died"])
         else:
             entry.grade = Grade(Outcome(message["outcome"]), entry.extracted, message["reason"])
 
-    def _after_death(self, entry: _Entry, signal_number: int, *, timed_out: bool) -> Grade:
-        if timed_out or signal_number in (signal.SIGALRM, signal.SIGXCPU):
-            return Grade(Outcome.TIMEOUT, entry.extracted, f"time limit {self._time_limit:g} s")
+    def _after_death(self, entry: _Entry, signal_number: int) -> Grade:
+        if signal_number in (signal.SIGALRM, signal.SIGXCPU):
+            return self._timed_out(entry)
         if signal_number > 0:
             name = signal.Signals(signal_number).name
             return Grade(Outcome.FAILED, entry.extracted, f"the grader was killed by {name} (memory limit, or a crash)")
         return Grade(Outcome.FAILED, entry.extracted, f"the grader broke down (exit status {-signal_number})")
 
-    def _kill(self, slot: _Slot) -> None:
-        slot.killed = True  # the nursery tells the death and brings the next grader
+    def _give_up(self, slot: _Slot) -> None:
+        """Time is up: the verdict does not wait for the grader's death, which the nursery tells and makes good."""
+        entry, slot.entry, slot.killed = slot.entry, None, True
+        entry.grade = self._timed_out(entry)
+        self.facts.slowest = max(self.facts.slowest, time.monotonic() - slot.sent)
         with contextlib.suppress(ProcessLookupError):
             os.kill(slot.pid, signal.SIGKILL)
+
+    def _timed_out(self, entry: _Entry) -> Grade:
+        return Grade(Outcome.TIMEOUT, entry.extracted, f"time limit {self._time_limit:g} s")
 
     def _start(self) -> None:
         pairs = [socket.socketpair() for _ in range(self._workers)]
@@ -264,7 +270,7 @@ class GraderPool:
         for entry, sent in reversed(under_way):
             entry.attempts += 1
             if time.monotonic() - sent >= self._time_limit:
-                entry.grade = self._after_death(entry, signal.SIGALRM, timed_out=True)
+                entry.grade = self._timed_out(entry)
             elif entry.attempts > 1:
                 entry.grade = Grade(Outcome.FAILED, entry.extracted, "the grading process died twice on this answer")
             else:
