@@ -12,6 +12,7 @@ from ssb_jax.artifacts import appending, drop_partial_line, read_jsonl
 from ssb_jax.config import Grading, SsbError
 from ssb_jax.console import note, progress
 from ssb_jax.model.lora import Lora
+from ssb_jax.model.weights import read_config
 from ssb_jax.records import Outcome, Rollout, StopReason, Verdict
 from ssb_jax.sampling import Completion, Request, SamplingParams, generate
 from ssb_jax.workspace import Workspace
@@ -42,6 +43,7 @@ def answer(
       Counts: rows, tokens, by stop reason.
     """
     path = folder / PART
+    _check_lengths(prompts, workspace)
     drop_partial_line(path)
     done = _done(path, prompts, num_samples)
     requests = [
@@ -58,6 +60,17 @@ def answer(
                 append(_rollout(completion, prompts, workspace))
                 advance()
     return count_rollouts(read_jsonl(path, Rollout)) if total else {"rows": 0}
+
+
+def _check_lengths(prompts: Mapping[str, Sequence[int]], workspace: Workspace) -> None:
+    context = read_config(workspace.model_folder).max_position_embeddings
+    long = [key for key, ids in prompts.items() if len(ids) >= context]
+    if long:
+        raise SsbError(
+            f"question {long[0]}: its prompt of {len(prompts[long[0]]):,} tokens fills the model's context of "
+            f"{context:,}, and so do those of {len(long) - 1} others; "
+            f"find it by its id in questions.jsonl and leave it out or shorten it"
+        )
 
 
 def _done(path: Path, prompts: Mapping[str, Sequence[int]], num_samples: int) -> set[tuple[str, int]]:

@@ -12,7 +12,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -198,13 +198,19 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def complete(
-    folder: Path, *, stage: str, made_from: Mapping[str, Any], make: Callable[[], dict[str, Any]]
+    folder: Path,
+    *,
+    stage: str,
+    made_from: Mapping[str, Any],
+    make: Callable[[], dict[str, Any]],
+    patterns: Sequence[str] = ("*",),
 ) -> tuple[Manifest, bool]:
     """Makes a folder's content unless it is there already; writes the manifest last.
 
     Args:
       made_from: everything the content depends on.
       make: writes the content, continuing what an interrupted call left, and returns the counts.
+      patterns: which files the manifest vouches for.
 
     Returns:
       The manifest, and whether it was there already.
@@ -218,7 +224,7 @@ def complete(
         _refuse_other(folder, stage, manifest.made_from, made_from)
         return manifest, True
     begun = folder / BEGUN
-    if begun.exists():
+    if begun.exists() and _has_content(folder):
         try:
             earlier = json.loads(begun.read_bytes())
         except ValueError:
@@ -228,10 +234,17 @@ def complete(
         write_atomically(begun, json.dumps(made_from, indent=1))
     started = time.monotonic()
     counts = make()
-    manifest = Manifest(stage, made_from, counts, _list_files(folder), time.monotonic() - started, _versions())
+    manifest = Manifest(
+        stage, made_from, counts, _list_files(folder, patterns), time.monotonic() - started, _versions()
+    )
     write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
     begun.unlink()
     return manifest, False
+
+
+def _has_content(folder: Path) -> bool:
+    """Whether anything but begun.json is there: what failed before its first row binds nobody to its settings."""
+    return any(path.name != BEGUN and not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _refuse_other(folder: Path, stage: str, earlier: dict, now: dict) -> None:
@@ -247,6 +260,12 @@ def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted(a.keys() | b.keys()):
             yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(a, list) and isinstance(b, list) and a != b:
+        first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+        if first is None:
+            yield f"{path} had {len(a)} entries, now {len(b)}"
+        else:
+            yield from _differences(a[first], b[first], f"{path}.{first}")
     elif a != b:
         yield f"{path} was {_short(a)}, now {_short(b)}"
 
@@ -256,11 +275,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and digest of the files directly in a folder; what lies in its subfolders looks after itself."""
+def _list_files(folder: Path, patterns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Size and digest of the files that match."""
     return {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted({path for pattern in patterns for path in folder.glob(pattern)})
         if path.is_file() and path.name not in (BEGUN, MANIFEST) and not path.name.startswith(".")
     }
 

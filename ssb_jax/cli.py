@@ -80,7 +80,7 @@ def _opened(config: Path, out: Path, overrides: tuple[str, ...]) -> Iterator:
         from ssb_jax.workspace import Workspace
 
         run = pipeline.Run(out, Workspace(settings))
-        pipeline.save_config(run)
+        pipeline.save_config(run, replace=False)
         yield pipeline, run
 
 
@@ -100,6 +100,7 @@ def run(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
         pipeline.make_targets(opened)
         pipeline.distil(opened)
         results = pipeline.evaluate(opened)
+        pipeline.save_config(opened, replace=True)  # not before every stage has accepted them
         _print_funnel(pipeline.funnel(opened))
         _print_results(results)
 
@@ -141,6 +142,8 @@ def distill(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
 def eval(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
     """Evaluate the base and, when there is one, the adapter."""
     with _opened(config, out, overrides) as (pipeline, opened):
+        if not opened.config.evaluation.sets:
+            raise SsbError("expected at least one set in evaluation.sets, found none")
         _print_results(pipeline.evaluate(opened))
 
 
@@ -174,7 +177,13 @@ def _percent(interval: dict, *, signed: bool = False) -> str:
 @click.argument("source", metavar="IN.jsonl", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Where the graded rows go.")
 @click.option("--explain", nargs=2, metavar="RESPONSE GOLD", help="Grade one response and say why.")
-@click.option("--time-limit", default=1.5, show_default=True, help="Seconds a response.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, 60, min_open=True),
+    default=1.5,
+    show_default=True,
+    help="Seconds a response.",
+)
 def verify(source: Path | None, out: Path | None, explain: tuple[str, str] | None, time_limit: float) -> None:
     """Grade rows with `gold` and `response`; adds `correct`, `extracted` and `reason`."""
     from ssb_jax import answers
@@ -184,6 +193,8 @@ def verify(source: Path | None, out: Path | None, explain: tuple[str, str] | Non
         return
     if source is None or out is None:
         raise click.UsageError("expected IN.jsonl and --out OUT.jsonl, or --explain RESPONSE GOLD")
+    if out.resolve() == source.resolve():
+        raise click.UsageError(f"--out {out} is the input itself; choose another file")
     click.echo(json.dumps(answers.verify_file(source, out, time_limit=time_limit)))
 
 

@@ -215,7 +215,7 @@ class Distillation(Section):
 class EvaluationSet(Section):
     """One benchmark: questions, and how answers are drawn."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     data: Data
     sampling: Sampling = Sampling(temperature=0.0)
     num_samples: Count = 1

@@ -16,15 +16,24 @@ def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = 
     Raises:
       SsbError: the run has no finished adapter, or an output folder is not empty.
     """
-    if read_manifest(run_folder / "distillation") is None:
+    trained = read_manifest(run_folder / "distillation")
+    if trained is None:
         raise SsbError(f"{run_folder} has no finished adapter; run `ssb run` or `ssb distill` first")
+    if peft is not None and merged is not None and peft.resolve() == merged.resolve():
+        raise SsbError(f"--peft and --merged both name {peft}; choose two folders")
     for out in (peft, merged):
         if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise SsbError(f"{out} is not an empty folder; choose another one")
     config = load_config(run_folder / "config.yaml")
     workspace = Workspace(config)
+    if workspace.model_identity != trained.made_from["model"]:
+        raise SsbError(
+            f"the model at {config.model.path} is not the one that {run_folder} was trained on; put that one back, or "
+            f"set model.path in {run_folder / 'config.yaml'} to where it is"
+        )
     lora = load_adapter(run_folder / "distillation" / "adapter", workspace.model.config, mesh=workspace.mesh)
     if peft is not None:
-        save_adapter(lora, peft, base=config.model.path)
+        base = config.model.path
+        save_adapter(lora, peft, base=str(Path(base).resolve()) if Path(base).is_dir() else base)
     if merged is not None:
         save_model(merge(workspace.model, lora), merged, source_folder=workspace.model_folder)

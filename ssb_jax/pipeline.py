@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ssb_jax.answering import load_rollouts
-from ssb_jax.artifacts import Manifest, complete, read_jsonl, read_manifest, write_atomically, write_jsonl
+from ssb_jax.artifacts import Manifest, complete, digest, read_jsonl, read_manifest, write_atomically, write_jsonl
 from ssb_jax.config import Config, Data, EvaluationSet, Section, SsbError, dump_config
 from ssb_jax.console import mapping, note
 from ssb_jax.model.adapters import load_adapter
@@ -52,9 +52,10 @@ class Run:
         return self.folder / "distillation" / "adapter"
 
 
-def save_config(run: Run) -> None:
-    """Writes the resolved settings to `config.yaml`."""
-    write_atomically(run.folder / "config.yaml", dump_config(run.config))
+def save_config(run: Run, *, replace: bool) -> None:
+    """Writes the resolved settings to `config.yaml`; with `replace`, over those of an earlier command."""
+    if replace or not (run.folder / "config.yaml").exists():
+        write_atomically(run.folder / "config.yaml", dump_config(run.config))
 
 
 def load_questions(run: Run) -> list[Question]:
@@ -69,36 +70,38 @@ def roll_out(run: Run) -> int:
       How many questions wait for the teacher.
     """
     wanted = run.config.teaching.max_pairs
+    _refuse_other_number_of_pairs(run)
     taught = _taught_pairs(run)
     waiting = 0
     for block, members in _blocks(run):
-        if read_manifest(run.block_folder(block, "teaching")) is not None:
-            continue
-        if wanted is not None and waiting >= wanted - taught:
+        enough = wanted is not None and waiting >= wanted - taught
+        if enough and read_manifest(run.block_folder(block, "rollouts")) is None:
             break
-        waiting += _roll_out_block(run, block, members)
+        mixed = _roll_out_block(run, block, members)
+        if read_manifest(run.block_folder(block, "teaching")) is None:
+            waiting += mixed
     return waiting
 
 
 def teach(run: Run) -> bool:
-    """Teaches every block that has hints; returns whether the pairs are complete.
+    """Teaches block by block those that have hints, until there are enough; returns whether the pairs are complete.
 
     They are when there are `teaching.max_pairs` of them, or no more questions.
 
     Raises:
       SsbError: every question is used and not one pair came of it.
     """
-    left = False
+    _refuse_other_number_of_pairs(run)
+    wanted, found, sources = run.config.teaching.max_pairs, 0, []
     for block, members in _blocks(run):
-        source = read_manifest(run.block_folder(block, "hints"))
-        if source is None:
-            left = True
-            continue
-        _teach_block(run, block, members, source)
-    wanted = run.config.teaching.max_pairs
-    if left and (wanted is None or _taught_pairs(run) < wanted):
-        return False
-    _select_pairs(run)
+        hinted = read_manifest(run.block_folder(block, "hints"))
+        if hinted is None:
+            return False
+        sources.append(_teach_block(run, block, members, hinted))
+        found += sources[-1].counts["pairs"]
+        if wanted is not None and found >= wanted:
+            break
+    _select_pairs(run, sources)
     return True
 
 
@@ -172,10 +175,10 @@ def _roll_out_block(run: Run, block: int, members: list[Question]) -> int:
     return chosen.counts["mixed"]
 
 
-def _teach_block(run: Run, block: int, members: list[Question], source: Manifest) -> None:
+def _teach_block(run: Run, block: int, members: list[Question], source: Manifest) -> Manifest:
     config = run.config
     label = f"block {block}: " if config.rollouts.block_size else ""
-    _complete(
+    return _complete(
         run.block_folder(block, "teaching"),
         "teaching",
         {
@@ -199,26 +202,29 @@ def _teach_block(run: Run, block: int, members: list[Question], source: Manifest
     )
 
 
-def _taught_blocks(run: Run) -> Iterator[tuple[int, Manifest]]:
-    for block, _ in _blocks(run):
-        manifest = read_manifest(run.block_folder(block, "teaching"))
-        if manifest is not None:
-            yield block, manifest
-
-
 def _taught_pairs(run: Run) -> int:
-    return sum(manifest.counts["pairs"] for _, manifest in _taught_blocks(run))
+    manifests = (read_manifest(run.block_folder(block, "teaching")) for block, _ in _blocks(run))
+    return sum(manifest.counts["pairs"] for manifest in manifests if manifest is not None)
 
 
-def _select_pairs(run: Run) -> None:
-    """Keeps the first `max_pairs` pairs, in question order, as the run's pairs."""
+def _refuse_other_number_of_pairs(run: Run) -> None:
+    """Before anything is sampled for it: finished pairs stay what they are."""
+    pairs, wanted = read_manifest(run.folder / "pairs"), run.config.teaching.max_pairs
+    if pairs is not None and pairs.made_from["max_pairs"] != wanted:
+        raise SsbError(
+            f"{run.folder} has its pairs, made with teaching.max_pairs {pairs.made_from['max_pairs']}, now {wanted}. "
+            f"Use another --out, or delete pairs, targets, distillation and evaluation/*/ssb in {run.folder} to go on"
+        )
+
+
+def _select_pairs(run: Run, sources: list[Manifest]) -> None:
+    """Keeps the first `max_pairs` pairs of the taught blocks, in question order, as the run's pairs."""
     wanted = run.config.teaching.max_pairs
-    sources = list(_taught_blocks(run))
 
     def make() -> dict:
         found = [
             lesson.pair
-            for block, _ in sources
+            for block in range(len(sources))
             for lesson in read_jsonl(run.block_folder(block, "teaching") / "lessons.jsonl", Lesson)
             if lesson.pair is not None
         ]
@@ -230,7 +236,7 @@ def _select_pairs(run: Run) -> None:
             note(f"{len(kept)} pairs, fewer than teaching.max_pairs ({wanted}): every question is used")
         return {"pairs": len(kept), "found": len(found)}
 
-    made_from = {"lessons": [manifest.digest for _, manifest in sources], "max_pairs": wanted}
+    made_from = {"lessons": [manifest.digest for manifest in sources], "max_pairs": wanted}
     _complete(run.folder / "pairs", "pairs", made_from, make)
 
 
@@ -309,6 +315,7 @@ def distil(run: Run) -> Manifest:
         lambda: distillation.run(
             pairs, config=run.config, store_folder=run.folder / "targets", folder=folder, workspace=run.workspace
         ),
+        patterns=("metrics.jsonl", "adapter/*"),
     )
 
 
@@ -318,10 +325,13 @@ def evaluate(run: Run) -> dict[str, dict]:
     Returns:
       Set name -> summary (stages/evaluation.py).
     """
+    if not run.config.evaluation.sets:
+        note("evaluation.sets is empty: nothing is evaluated")
+        return {}
     trained = read_manifest(run.folder / "distillation")
     if trained is None:
         note(f"{run.folder} has no finished adapter: only the base model is evaluated")
-    contestants = {"base": None} | ({"ssb": trained.digest} if trained is not None else {})
+    contestants = {"base": None} | ({"ssb": _adapter_identity(trained)} if trained is not None else {})
     results, sources = {}, {}
     for evaluation_set in run.config.evaluation.sets:
         members = _questions(run, evaluation_set.data, run.folder / "evaluation" / evaluation_set.name / "questions")
@@ -369,20 +379,29 @@ def _answer_set(
     return _complete(folder, "evaluation", made_from, make)
 
 
+def _adapter_identity(trained: Manifest) -> str:
+    """Of the adapter's files alone: the log beside them holds times."""
+    return digest({name: facts["sha256"] for name, facts in trained.files.items() if name.startswith("adapter/")})
+
+
 def _load_adapter(run: Run) -> Lora:
     return load_adapter(run.adapter_folder, run.workspace.model.config, mesh=run.workspace.mesh)
 
 
 def _questions(run: Run, data: Data, folder: Path) -> list[Question]:
-    made_from = {**_settings(data), "file": questions.source_identity(data)}
+    earlier = read_manifest(folder)
+    file = questions.source_identity(data)
+    if file is None and earlier is not None:
+        file = earlier.made_from["file"]  # questions once read do not need their file any more
+    made_from = {**_settings(data), "file": file}
     _complete(folder, "questions", made_from, lambda: questions.run(data, folder), quiet=True)
     return read_jsonl(folder / "questions.jsonl", Question)
 
 
 def _complete(
-    folder: Path, stage: str, made_from: dict[str, Any], make: Callable[[], dict], *, quiet: bool = False
+    folder: Path, stage: str, made_from: dict[str, Any], make: Callable[[], dict], *, quiet: bool = False, **more: Any
 ) -> Manifest:
-    manifest, was_there = complete(folder, stage=stage, made_from=made_from, make=make)
+    manifest, was_there = complete(folder, stage=stage, made_from=made_from, make=make, **more)
     if not quiet:
         state = "complete, skipped" if was_there else f"{manifest.seconds:.1f} s"
         note(f"{stage}: {mapping(manifest.counts)} ({state})")

@@ -94,7 +94,7 @@ class Workspace:
             "weights": _folder_digest(self.model_folder, "*.safetensors"),
             "config": _folder_digest(self.model_folder, "config.json"),
             "generation": _folder_digest(self.model_folder, "generation_config.json"),
-            "tokenizer": _folder_digest(self.tokenizer_folder, "tokenizer*.json"),
+            "tokenizer": _folder_digest(self.tokenizer_folder, "tokenizer*.json", "*token*.json", "chat_template*"),
             "dtype": self.dtype.name,
         }
 
@@ -104,10 +104,10 @@ class Workspace:
         return prompt_texts(self.config.prompts)
 
 
-def _folder_digest(folder: Path, pattern: str) -> str:
+def _folder_digest(folder: Path, *patterns: str) -> str:
     """Digest of names, sizes and both ends of the matching files: new weights in an old place are noticed."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob(pattern)):
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with open(path, "rb") as file:

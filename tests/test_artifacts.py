@@ -149,3 +149,35 @@ def test_manifest_is_plain_json(tmp_path):
     manifest = json.loads((tmp_path / artifacts.MANIFEST).read_text())
     assert manifest["made_from"] == {"t": [1, 2]}
     assert "jax" in manifest["versions"]
+
+
+def test_what_failed_before_its_first_row_binds_nobody_to_its_settings(tmp_path):
+    def fail():
+        raise SsbError("no question file")
+
+    with pytest.raises(SsbError, match="no question file"):
+        artifacts.complete(tmp_path, stage="questions", made_from={"file": None}, make=fail)
+    manifest, was_there = artifacts.complete(tmp_path, stage="questions", made_from={"file": "x"}, make=dict)
+    assert (manifest.made_from, was_there) == ({"file": "x"}, False)
+
+
+def test_a_manifest_vouches_for_subfolders_it_is_told_of(tmp_path):
+    def make():
+        artifacts.write_atomically(tmp_path / "adapter" / "weights", "w")
+        artifacts.write_atomically(tmp_path / "scratch" / "x", "x")
+        return {}
+
+    arguments = {"stage": "s", "made_from": {}, "patterns": ("*", "adapter/*")}
+    manifest, _ = artifacts.complete(tmp_path, make=make, **arguments)
+    assert list(manifest.files) == ["adapter/weights"]
+    (tmp_path / "adapter" / "weights").unlink()
+    with pytest.raises(SsbError, match="adapter/weights is missing"):
+        artifacts.complete(tmp_path, make=make, **arguments)
+
+
+def test_differing_lists_are_told_by_their_first_difference(tmp_path):
+    artifacts.complete(tmp_path, stage="s", made_from={"ids": ["a", "b"]}, make=dict)
+    with pytest.raises(SsbError, match='ids.1 was "b", now "c"'):
+        artifacts.complete(tmp_path, stage="s", made_from={"ids": ["a", "c"]}, make=dict)
+    with pytest.raises(SsbError, match="ids had 2 entries, now 1"):
+        artifacts.complete(tmp_path, stage="s", made_from={"ids": ["a"]}, make=dict)

@@ -45,6 +45,9 @@ def test_help_names_every_stage():
         ("run", TINY, "--out", "OUT", "--rollouts.num_samples", "1"),
         ("run", "nowhere.yaml", "--out", "OUT"),
         ("verify",),
+        ("verify", TINY, "--out", TINY),
+        ("verify", TINY, "--out", "OUT", "--time-limit", "-1"),
+        ("export", TINY.parent),
     ],
     ids=str,
 )
@@ -79,6 +82,31 @@ def test_an_output_folder_that_is_a_file(tmp_path):
 def test_stages_out_of_order_say_what_to_run_first(tmp_path):
     assert "ssb rollout" in one_error(ssb("targets", TINY, "--out", tmp_path / "o"), 1)
     assert "ssb targets" in one_error(ssb("distill", TINY, "--out", tmp_path / "o"), 1)
+
+
+def test_bad_input_that_is_mended_is_taken_in_the_same_folder(tmp_path):
+    questions, out = tmp_path / "q.jsonl", tmp_path / "o"
+    arguments = ("distill", TINY, "--out", out, "--questions.path", questions)
+    rollout = ("rollout", TINY, "--out", out, "--questions.path", questions, "--model.path", tmp_path / "none")
+    assert "no question file" in one_error(ssb(*rollout), 1)
+    questions.write_text('{"question": "q"}\n')
+    assert "line 1" in one_error(ssb(*rollout), 1)
+    questions.write_text('{"question": "q", "answer": "1"}\n')
+    assert "none" in one_error(ssb(*rollout), 1)
+    assert "ssb targets" in one_error(ssb(*arguments), 1)
+    assert (out / "questions" / "manifest.json").exists()
+
+
+def test_a_refused_command_leaves_the_settings_of_the_run(tmp_path):
+    out = tmp_path / "o"
+    assert ssb("distill", TINY, "--out", out).exit_code == 1
+    before = (out / "config.yaml").read_text()
+    assert ssb("distill", TINY, "--out", out, "--seed", "1").exit_code == 1
+    assert (out / "config.yaml").read_text() == before
+
+
+def test_eval_without_sets_says_so(tmp_path):
+    assert "evaluation.sets" in one_error(ssb("eval", TINY, "--out", tmp_path / "o", "--evaluation.sets", "[]"), 1)
 
 
 def test_verify_adds_the_promised_keys(tmp_path):
