@@ -98,9 +98,9 @@ def test_samples_differ_and_repeat(model):
     params = SamplingParams(temperature=1.0, max_new_tokens=12)
     together = generate_simple(model, [Request("a", (4, 5), params, (0, 1, 2)), Request("b", (4, 5), params)], seed=1)
     assert len({c.token_ids for c in together}) == 4
-    alone = generate_simple(model, [Request("a", (4, 5), params, (2,))], seed=1)
-    assert alone[0] == together[2]
-    assert generate_simple(model, [Request("a", (4, 5), params, (2,))], seed=2)[0].token_ids != alone[0].token_ids
+    others = [Request("c", (4, 5), params, (2, 3, 4)), Request("a", (4, 5), params, (2,))]
+    assert generate_simple(model, others, seed=1)[3] == together[2]
+    assert generate_simple(model, others, seed=2)[3].token_ids != together[2].token_ids
 
 
 def test_length_is_capped_at_the_context(model):

@@ -3,5 +3,6 @@
 from ssb_jax.sampling.engine import generate
 from ssb_jax.sampling.loop import generate_simple
 from ssb_jax.sampling.params import Completion, Request, SamplingParams
+from ssb_jax.sampling.stats import EngineStats
 
-__all__ = ["Completion", "Request", "SamplingParams", "generate", "generate_simple"]
+__all__ = ["Completion", "EngineStats", "Request", "SamplingParams", "generate", "generate_simple"]

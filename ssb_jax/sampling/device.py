@@ -62,15 +62,25 @@ def empty_cache(config, *, batch: int, length: int, dtype) -> KVCache:
 
 
 @jax.jit
-def prefill(model: Transformer, lora: Lora | None, tokens: Int[Array, "P T"], lengths: Int[Array, " P"]) -> KVCache:
-    """Keys and values (L, P, K, T, H) of prompts, padded to T on the right, without their last tokens.
+def prefill(
+    model: Transformer,
+    lora: Lora | None,
+    tokens: Int[Array, "P T"],
+    lengths: Int[Array, " P"],
+    prefix: KVCache | None,
+) -> KVCache:
+    """Keys and values (L, P, K, S, H) of prompts, padded on the right, without their last tokens.
 
     The last token of a prompt is the first input of decoding, so that the head is applied in one place alone.
+    With `prefix` (its first row) every prompt goes on from there, and S is its length plus T; else S = T.
     """
     P, T = tokens.shape
+    start = 0 if prefix is None else prefix.length
+    cache = init_cache(model.config, P, start + T, model.dtype)
+    if prefix is not None:
+        cache = jax.tree.map(lambda whole, part: whole.at[:, :, :, :start].set(part[:, :1]), cache, prefix)
     steps = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (P, T))
-    positions = jnp.where(steps < lengths[:, None] - 1, steps, T)
-    cache = init_cache(model.config, P, T, model.dtype)
+    positions = jnp.where(steps < lengths[:, None] - 1, start + steps, start + T)
     return _laid_out(model(tokens, positions=positions, cache=cache, lora=lora)[1])
 
 
@@ -78,8 +88,10 @@ def prefill(model: Transformer, lora: Lora | None, tokens: Int[Array, "P T"], le
 def place(cache: KVCache, staged: KVCache, slots: Int[Array, " M"], sources: Int[Array, " M"]) -> KVCache:
     """Copies rows `sources` of a prefill into `slots`; a slot beyond the last is dropped. The cache is donated."""
 
+    width = min(cache.length, staged.length)  # beyond the cache is padding alone
+
     def put(whole, part):
-        return whole.at[:, slots, :, : part.shape[3]].set(part[:, sources], mode="drop")
+        return whole.at[:, slots, :, :width].set(part[:, sources, :, :width], mode="drop")
 
     return _laid_out(KVCache(k=put(cache.k, staged.k), v=put(cache.v, staged.v)))
 

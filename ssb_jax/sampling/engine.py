@@ -13,13 +13,14 @@ and a run repeats exactly.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
+import numpy as np
 
 from ssb_jax.config import Engine as EngineSettings
 from ssb_jax.config import SsbError
+from ssb_jax.model.cache import KVCache
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer
@@ -95,8 +96,6 @@ class _Engine:
             prefill=self._prefill,
             parts=schedule.row_parts(mesh),
             tokens=schedule.PREFILL_TOKENS_CPU if self.cpu else schedule.PREFILL_TOKENS,
-            window=deque(),
-            staged=deque(),
         )
 
     def fill(self) -> bool:
@@ -118,8 +117,8 @@ class _Engine:
                 break  # it waits for the present sequences to end, and then gets fewer and longer slots
             staged.samples.popleft()
             assignments[slot] = (staged, new)
-        if self.cpu and not self.queue.waiting():
-            self._compact(len(self.slots.running()) + len(assignments))
+        if self.cpu and not assignments and not self.queue.waiting():
+            self._compact(len(running))
         self.slots.assign(assignments, seed=self.seed, chunk=self.settings.chunk)
         return True
 
@@ -166,19 +165,20 @@ class _Engine:
             self.slots = self._slots(count)
 
     def _compact(self, running: int) -> None:
-        """Halves the slots when nothing waits and half of them are idle.
+        """Goes on with fewer slots when nothing waits, half of them are idle, and a compilation is worth it."""
+        count = schedule.compacted(self.slots.count, running, parts=schedule.row_parts(self.mesh))
+        steps = int((self.slots.rows.limit - self.slots.rows.count).max())
+        saved = (self.slots.count - count) * steps * schedule.flops_per_token(self.model)
+        if count < self.slots.count and saved > schedule.COMPILATION_FLOPS:
+            self.slots.compact(count)
 
-        On CPU alone: there a step's time follows the number of slots, on an accelerator that of the weights.
-        """
-        parts = schedule.row_parts(self.mesh)
-        count = max(parts, 1 << (running - 1).bit_length())
-        if count <= self.slots.count // 2 and self.slots.count > schedule.FEW_SLOTS:
-            self.slots.compact(max(count, schedule.FEW_SLOTS))
-
-    def _prefill(self, tokens, lengths):
-        self.meter.counts.update(prompt_tokens=int(lengths.sum()), padded_prompt_tokens=tokens.size)
-        what = f"prefill of {tokens.shape[0]} prompts, {tokens.shape[1]} tokens"
-        return self.meter.timed("prefill", what, lambda: device.prefill(self.model, self.lora, tokens, lengths))
+    def _prefill(self, tokens: np.ndarray, lengths: np.ndarray, prefix: KVCache | None) -> KVCache:
+        (P, T), start = tokens.shape, 0 if prefix is None else prefix.length
+        computed = int(np.minimum(lengths, T).sum())
+        reused = start * int(np.sum(lengths > 0))
+        self.meter.counts.update(prompt_tokens=computed, reused_prompt_tokens=reused, padded_prompt_tokens=P * T)
+        what = f"prefill of {P} prompts, {T} tokens" + (f" after {start}" if start else "")
+        return self.meter.timed("prefill", what, lambda: device.prefill(self.model, self.lora, tokens, lengths, prefix))
 
 
 def _check(request: Request, model: Transformer) -> None:

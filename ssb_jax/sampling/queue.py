@@ -1,14 +1,15 @@
 """Requests that wait, and prompts whose keys and values are ready: what feeds the slots.
 
-A prompt is computed once for all its samples. Prompts are prefilled in batches of one length bucket, found in a
-window of requests read ahead, and staged until slots take them.
+A prompt is computed once for all its samples, and what all prompts begin with (a system message, worked turns) once
+for all of them. Prompts are prefilled in batches of one length bucket, found in a window of requests read ahead, and
+staged until slots take them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from ssb_jax.sampling.params import Request
 from ssb_jax.sampling.schedule import SHORTEST_PROMPT, bucket
 
 WINDOW = 64  # requests read ahead
+PREFIX_STEP = 32  # a shared prefix has a multiple of this length, so that few are compiled
 
 
 @dataclass
@@ -35,11 +37,13 @@ class Queue:
 
     incoming: Iterator[Request]
     check: Callable[[Request], None]
-    prefill: Callable[[np.ndarray, np.ndarray], KVCache]  # tokens (P, T), lengths (P,)
+    prefill: Callable[[np.ndarray, np.ndarray, KVCache | None], KVCache]  # tokens (P, T), lengths (P,), prefix
     parts: int  # P is a multiple of this
     tokens: int  # P * T is at most this, if P can be
-    window: deque[Request]
-    staged: deque[Staged]
+    window: deque[Request] = field(default_factory=deque)
+    staged: deque[Staged] = field(default_factory=deque)
+    prefix: tuple[int, ...] = ()  # with which prompts begin
+    prefix_cache: KVCache | None = None
     read: int = 0  # sequences read so far
     finished: bool = False  # nothing is left to be read
 
@@ -56,7 +60,7 @@ class Queue:
         return self.head() is not None
 
     def known(self) -> tuple[list[Request], int | None]:
-        """The requests that wait as far as they are read, and how many sequences they are (None: there may be more)."""
+        """The requests that wait, as far as they are read, and their number of sequences (None: there may be more)."""
         requests = [s.request for s in self.staged] + list(self.window)
         count = sum(len(s.samples) for s in self.staged) + sum(len(r.samples) for r in self.window)
         return requests, count if self.finished else None
@@ -76,21 +80,46 @@ class Queue:
         self._read_ahead()
         if not self.window:
             return
-        T = _prompt_bucket(self.window[0])
+        self._share_prefix()
+        start = len(self.prefix)
+        T = self._bucket(self.window[0])
         most = self.parts << max(0, (self.tokens // (T * self.parts)).bit_length() - 1)
         chosen, others = [], deque()
         for request in self.window:
-            fits = len(chosen) < most and _prompt_bucket(request) == T
+            fits = len(chosen) < most and self._bucket(request) == T and _begins(request.prompt_ids, self.prefix)
             (chosen if fits else others).append(request)
         self.window = others
         P = max(self.parts, 1 << (len(chosen) - 1).bit_length())
         tokens, lengths = np.zeros((P, T), np.int32), np.zeros(P, np.int32)
         for row, request in enumerate(chosen):
-            tokens[row, : len(request.prompt_ids)] = request.prompt_ids
-            lengths[row] = len(request.prompt_ids)
-        cache = self.prefill(tokens, lengths)
+            own = request.prompt_ids[start:]
+            tokens[row, : len(own)], lengths[row] = own, len(own)
+        cache = self.prefill(tokens, lengths, self.prefix_cache)
         self.staged.extend(Staged(r, deque(r.samples), cache, row) for row, r in enumerate(chosen))
 
+    def _share_prefix(self) -> None:
+        """Finds what the next prompt and its like in the window begin with, and prefills it; keeps it while it fits."""
+        head = self.window[0].prompt_ids
+        if self.prefix and _begins(head, self.prefix):
+            return
+        family = [r.prompt_ids for r in self.window if r.prompt_ids[:PREFIX_STEP] == head[:PREFIX_STEP]]
+        length = _common_length(family) // PREFIX_STEP * PREFIX_STEP if len(family) > 1 else 0
+        self.prefix, self.prefix_cache = head[:length], None
+        if length:
+            tokens = np.tile(np.array(self.prefix, np.int32), (self.parts, 1))
+            # One more than there are: a prefill leaves the last token of a prompt to decoding.
+            self.prefix_cache = self.prefill(tokens, np.full(self.parts, length + 1, np.int32), None)
 
-def _prompt_bucket(request: Request) -> int:
-    return bucket(len(request.prompt_ids), SHORTEST_PROMPT)
+    def _bucket(self, request: Request) -> int:
+        return bucket(len(request.prompt_ids) - len(self.prefix), SHORTEST_PROMPT)
+
+
+def _begins(prompt: tuple[int, ...], prefix: tuple[int, ...]) -> bool:
+    return len(prompt) > len(prefix) and prompt[: len(prefix)] == prefix
+
+
+def _common_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """With how many tokens all of them begin, each keeping at least one of its own."""
+    first, last = min(prompts), max(prompts)  # in dictionary order: what these two share, all share
+    shortest = min(map(len, prompts)) - 1
+    return next((i for i in range(shortest) if first[i] != last[i]), shortest)

@@ -16,6 +16,7 @@ SHORTEST_CACHE, SHORTEST_PROMPT = 128, 32
 MOST_SLOTS = 256  # on an accelerator; beyond, the cache read dominates a step and more slots gain little
 MOST_SLOTS_CPU = 64
 FEW_SLOTS = 8  # fewer save nothing
+COMPILATION_FLOPS = 3e11  # what two CPU cores compute while a decode program compiles
 PREFILL_TOKENS, PREFILL_TOKENS_CPU = 8192, 1024  # in one prefill: enough rows for the matrix units, little to wait for
 MEMORY_SHARE = 0.8  # of what the weights leave: the rest is for logits, staged prompts and the compiler's temporaries
 
@@ -34,6 +35,18 @@ def bucket(n: int, shortest: int) -> int:
     n = max(n, shortest)
     power = 1 << (n - 1).bit_length()
     return power * 3 // 4 if n <= power * 3 // 4 and power >= 4 else power
+
+
+def compacted(slots: int, running: int, *, parts: int) -> int:
+    """Slots enough for the sequences that run: the same, or half of them, a quarter and so on."""
+    while slots >= 2 * max(running, FEW_SLOTS, parts) and slots % 2 == 0:
+        slots //= 2
+    return slots
+
+
+def flops_per_token(model: Transformer) -> int:
+    """Two operations a parameter; attention is left out."""
+    return 2 * sum(x.size for x in jax.tree.leaves(model))
 
 
 def row_parts(mesh: jax.sharding.Mesh | None) -> int:

@@ -26,7 +26,8 @@ class EngineStats:
     length: int = 0
     failed: int = 0
     prompt_tokens: int = 0  # of prompts as prefilled: once a request, not once a sample
-    padded_prompt_tokens: int = 0  # the same with padding
+    reused_prompt_tokens: int = 0  # beside them: taken from a prefix that prompts share
+    padded_prompt_tokens: int = 0  # computed, padding included
     new_tokens: int = 0  # sampled, stop tokens included
     steps: int = 0  # decode steps
     slot_steps: int = 0  # sum over steps of the number of slots

@@ -1,0 +1,119 @@
+"""What the engine's programs need on a TPU, compiled ahead of time on any machine that has libtpu.
+
+python -m ssb_jax.bench.ahead v5e:2x2 --tensor 4
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ssb_jax.model.cache import cache_shardings, init_cache
+from ssb_jax.model.config import ModelConfig
+from ssb_jax.model.sharding import make_mesh, use_mesh
+from ssb_jax.model.transformer import abstract_model, model_shardings
+from ssb_jax.sampling import device
+
+QWEN25_3B = ModelConfig(
+    vocab_size=151936,
+    hidden_size=2048,
+    intermediate_size=11008,
+    num_layers=36,
+    num_heads=16,
+    num_kv_heads=2,
+    head_dim=128,
+    rope_theta=1e6,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    max_position_embeddings=32768,
+)
+
+
+def compile_engine(
+    config: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    slots: int = 64,
+    length: int = 2048,
+    steps: int = 16,
+    prompts: int = 16,
+    prompt_length: int = 512,
+    dtype: jnp.dtype = jnp.bfloat16,
+) -> dict[str, Any]:
+    """Compiles one decode chunk and one prefill for the mesh's devices; nothing is executed.
+
+    Returns bytes a chip for each: arguments, cache, temporaries, and the largest array that is gathered between chips,
+    as far as the compiled text can be read.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    model = abstract_model(config, dtype)
+    model = _placed(model, model_shardings(model, mesh))
+    cache = jax.eval_shape(lambda: init_cache(config, slots, length, dtype))
+    cache = _placed(cache, cache_shardings(cache, mesh))
+    rows = _placed(device.empty_rows(slots, 4), replicated)
+    enough = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    tokens = jax.ShapeDtypeStruct((prompts, prompt_length), jnp.int32, sharding=replicated)
+    lengths = jax.ShapeDtypeStruct((prompts,), jnp.int32, sharding=replicated)
+    with use_mesh(mesh):
+        decode = device.decode.lower(model, None, cache, rows, None, enough, steps=steps).compile()
+        prefill = device.prefill.lower(model, None, tokens, lengths, None).compile()
+    chips = mesh.size
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) // chips
+    return {
+        "decode": _report(decode, config) | {"cache_bytes": held},
+        "prefill": _report(prefill, config),
+    }
+
+
+def _placed(tree: Any, sharding: Any) -> Any:
+    shardings = jax.tree.map(lambda _: sharding, tree) if isinstance(sharding, NamedSharding) else sharding
+
+    def abstract(x, s):
+        return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s)
+
+    return jax.tree.map(abstract, tree, shardings)
+
+
+def _report(compiled: jax.stages.Compiled, config: ModelConfig) -> dict[str, Any]:
+    memory = compiled.memory_analysis()
+    report = {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "aliased_bytes": memory.alias_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+    }
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:  # some of libtpu's fusions cannot be printed
+        return report | {"text": f"not readable: {str(error).splitlines()[0]}"}
+    gathered = re.findall(r"= (\w+)\[([\d,]*)\]\S* all-gather(?:-start)?\(", text)
+    logits = [f"{kind}[{shape}]" for kind, shape in gathered if shape.endswith(f",{config.vocab_size}")]
+    return report | {"gathers": sorted({f"{kind}[{shape}]" for kind, shape in gathered}), "gathers_of_logits": logits}
+
+
+@click.command()
+@click.argument("topology")
+@click.option("--data", default=1)
+@click.option("--fsdp", default=1)
+@click.option("--tensor", default=-1)
+@click.option("--slots", default=64)
+@click.option("--length", default=2048)
+def main(topology: str, data: int, fsdp: int, tensor: int, slots: int, length: int) -> None:
+    """Prints the report for Qwen2.5-3B on TOPOLOGY, such as v5e:2x2 or v5p:2x2x1."""
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices)
+    report = {"topology": topology, "mesh": dict(mesh.shape), "slots": slots, "length": length}
+    report |= compile_engine(QWEN25_3B, mesh, slots=slots, length=length)
+    json.dump(report, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()
