@@ -149,9 +149,7 @@ def _loop(objective, chunk, hidden, teacher, head, info, chunks, *, with_gradien
         if with_gradient:
             values, pull = jax.vjp(loss_of, student)
             (d_logits,) = pull(jnp.ones_like(values))
-            d_hidden = jnp.einsum(
-                "gcv,vd->gcd", d_logits.astype(head.dtype), head, preferred_element_type=jnp.float32
-            ).astype(hidden.dtype)
+            d_hidden = jnp.einsum("gcv,vd->gcd", d_logits.astype(head.dtype), head, preferred_element_type=jnp.float32)
             gradient = _store_chunk(gradient, constrain(d_hidden, "groups", None, None), i * chunk)
         else:
             values = loss_of(student)
