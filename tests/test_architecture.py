@@ -21,6 +21,7 @@ LAYERS = [
     {"stages"},
     {"pipeline", "export", "bench"},
     {"cli"},
+    {"__main__"},
 ]
 WITHOUT_JAX = ["config", "records", "artifacts", "console", "chat", "prompts", "answers", "stats", "tiny.problems"]
 

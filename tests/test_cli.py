@@ -128,7 +128,7 @@ def test_verify_adds_the_promised_keys(tmp_path):
 def test_progress_goes_to_stderr_and_results_to_stdout(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"gold": "3", "response": "\\\\boxed{3}"}\n')
     result = subprocess.run(
-        [sys.executable, "-m", "ssb_jax.cli", "verify", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl"],
+        [sys.executable, "-m", "ssb_jax", "verify", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl"],
         capture_output=True,
         text=True,
         check=True,

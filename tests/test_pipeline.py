@@ -29,7 +29,7 @@ def command(folder, *more):
     return [
         sys.executable,
         "-m",
-        "ssb_jax.cli",
+        "ssb_jax",
         "run",
         str(ROOT / "configs/tiny.yaml"),
         "--out",

@@ -1,0 +1,10 @@
+"""The command `ssb`: one subcommand a stage, `run` for all of them.
+
+Results go to files and stdout, progress to stderr. Exit status: 0 success, 1 an error with its one-line reason, 2 bad
+usage.
+"""
+
+from ssb_jax.cli import answers, models, stages
+from ssb_jax.cli.group import main
+
+__all__ = ["answers", "main", "models", "stages"]

@@ -1,0 +1,85 @@
+"""The group of commands: how errors become one line, and how a command takes a run folder."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from pathlib import Path
+
+import click
+from safetensors import SafetensorError
+
+from ssb_jax import __version__
+from ssb_jax.artifacts import owning
+from ssb_jax.config import Config, SsbError, load_config
+
+
+class _Cli(click.Group):
+    """Turns errors that a user can act on into one line and exit status 1."""
+
+    def invoke(self, context: click.Context):
+        try:
+            return super().invoke(context)
+        except SsbError as error:
+            raise click.ClickException(str(error)) from None
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            trouble = _disk_trouble(error)
+            if trouble is None:
+                raise
+            raise click.ClickException(
+                f"{trouble}; what was written so far is kept: make room and run the same command again"
+            ) from None
+
+
+def _disk_trouble(error: Exception) -> str | None:
+    """What to say of a disk that is full or not writable; None for any other error.
+
+    Libraries report it in types of their own (safetensors, tensorstore), so their text is looked at too.
+    """
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS, EACCES, EPERM):
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    text = str(error)
+    return next((os.strerror(code) for code in (ENOSPC, EDQUOT, EROFS) if os.strerror(code) in text), None)
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ssb")
+def main() -> None:
+    """Semantic Soft Bootstrapping: a language model learns from its own hinted solutions.
+
+    CONFIG is a YAML file (see configs/); any setting can be given as --section.key value.
+    """
+
+
+def in_run_folder(function):
+    """Arguments of a command that works in a run folder."""
+    function = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)(function)
+    function = click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")(function)
+    function = click.argument("config", type=click.Path(path_type=Path))(function)
+    settings = {"ignore_unknown_options": True}
+    return main.command(context_settings=settings)(function)
+
+
+@contextlib.contextmanager
+def opened(config: Path, out: Path, overrides: tuple[str, ...]) -> Iterator:
+    """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second."""
+    try:
+        settings = load_config(config, overrides)
+    except SsbError as error:
+        raise click.UsageError(str(error)) from None
+    with owning(out):
+        use_compilation_cache(settings)
+        from ssb_jax import pipeline
+        from ssb_jax.workspace import Workspace
+
+        run = pipeline.Run(out, Workspace(settings))
+        pipeline.save_config(run, replace=False)
+        yield pipeline, run
+
+
+def use_compilation_cache(config: Config) -> None:
+    import jax
+
+    if config.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

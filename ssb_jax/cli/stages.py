@@ -1,0 +1,88 @@
+"""`ssb run`, and one command for each stage."""
+
+from pathlib import Path
+
+from ssb_jax.cli.group import in_run_folder, opened
+from ssb_jax.config import SsbError
+from ssb_jax.console import note, table
+
+
+@in_run_folder
+def run(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """All stages; those that are complete are skipped."""
+    with opened(config, out, overrides) as (pipeline, current):
+        pipeline.make_pairs(current)
+        pipeline.make_targets(current)
+        pipeline.distil(current)
+        results = pipeline.evaluate(current)
+        pipeline.save_config(current, replace=True)  # not before every stage has accepted them
+        _print_funnel(pipeline.funnel(current))
+        _print_results(results)
+
+
+@in_run_folder
+def rollout(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Rollouts, their verification and the hints, until as many questions are mixed as pairs are wanted."""
+    with opened(config, out, overrides) as (pipeline, current):
+        waiting = pipeline.roll_out(current)
+        note(f"{waiting} questions wait for the teacher")
+        _print_funnel(pipeline.funnel(current))
+
+
+@in_run_folder
+def teach(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Hinted solutions of every mixed question so far; verified ones become training pairs."""
+    with opened(config, out, overrides) as (pipeline, current):
+        complete = pipeline.teach(current)
+        _print_funnel(pipeline.funnel(current))
+        if not complete:
+            note("fewer pairs than teaching.max_pairs and questions left: run `ssb rollout` and `ssb teach` again")
+
+
+@in_run_folder
+def targets(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """The teacher's distributions on the pairs' replies."""
+    with opened(config, out, overrides) as (pipeline, current):
+        pipeline.make_targets(current)
+
+
+@in_run_folder
+def distill(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Train the LoRA student."""
+    with opened(config, out, overrides) as (pipeline, current):
+        pipeline.distil(current)
+
+
+@in_run_folder
+def eval(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Evaluate the base and, when there is one, the adapter."""
+    with opened(config, out, overrides) as (pipeline, current):
+        if not current.config.evaluation.sets:
+            raise SsbError("expected at least one set in evaluation.sets, found none")
+        _print_results(pipeline.evaluate(current))
+
+
+def _print_funnel(counts: dict[str, int]) -> None:
+    table("From questions to pairs", ("step", "questions"), list(counts.items()))
+
+
+def _print_results(results: dict[str, dict]) -> None:
+    for name, result in results.items():
+        header = ("model", *next(iter(result["metrics"].values())), "mean tokens")
+        rows = [
+            (model, *(_percent(metrics[m]) for m in header[1:-1]), f"{result['mean_tokens'][model]:.0f}")
+            for model, metrics in result["metrics"].items()
+        ]
+        for model, differences in result["differences"].items():
+            rows.append((f"{model} - base", *(_percent(differences[m], signed=True) for m in header[1:-1]), ""))
+        confidence = f"{100 * result['confidence']:.0f} % intervals"
+        table(f"{name}: {result['questions']} questions, {result['num_samples']} sample(s), {confidence}", header, rows)
+
+
+def _percent(interval: dict, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if interval["low"] is None:
+        return f"{100 * interval['value']:{sign}.1f}"
+    return (
+        f"{100 * interval['value']:{sign}.1f} [{100 * interval['low']:{sign}.1f}, {100 * interval['high']:{sign}.1f}]"
+    )

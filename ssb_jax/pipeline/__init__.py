@@ -1,0 +1,32 @@
+"""The run folder: which stage follows which, what each one is made from, and what a whole run reports.
+
+    questions/                               the questions, once
+    blocks/0000/{rollouts,verification,hints,teaching}/   block by block, until there are enough pairs
+    pairs/                                   the first `teaching.max_pairs` pairs in question order
+    targets/  distillation/                  the teacher's distributions, the adapter
+    evaluation/SET/{questions,base,ssb}/     answers of each model; evaluation/results.json with every row
+
+Each folder is completed by a manifest that says what it was made from; a complete folder is not made again, one that
+was cut off is continued, one made from other settings is refused. Settings that change only speed (mesh, engine,
+batch sizes of forward passes, logging) are not part of what a folder is made from.
+"""
+
+from ssb_jax.pipeline.evaluation import evaluate
+from ssb_jax.pipeline.funnel import funnel
+from ssb_jax.pipeline.pairs import load_pairs, make_pairs, roll_out, teach
+from ssb_jax.pipeline.run import Run, load_questions, save_config
+from ssb_jax.pipeline.student import distil, make_targets
+
+__all__ = [
+    "Run",
+    "distil",
+    "evaluate",
+    "funnel",
+    "load_pairs",
+    "load_questions",
+    "make_pairs",
+    "make_targets",
+    "roll_out",
+    "save_config",
+    "teach",
+]
