@@ -88,7 +88,8 @@ def _explain(error: dict) -> str:
         return f"unknown setting {where}" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] == "missing":
         return f"{where} is required"
-    return f"{where}: {error['msg'].lower()}, got {error['input']!r}"
+    got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"  # a whole section says nothing
+    return f"{where}: {error['msg'].removeprefix('Value error, ').lower()}{got}"
 
 
 def _known_keys(location: tuple) -> list[str]:

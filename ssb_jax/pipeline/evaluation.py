@@ -30,6 +30,9 @@ def evaluate(run: Run) -> dict[str, dict]:
         members = kept_questions(
             run, evaluation_set.data, run.folder / "evaluation" / evaluation_set.name / "questions"
         )
+        unreported = [k for k in run.config.evaluation.pass_at if k > evaluation_set.num_samples]
+        if unreported:
+            note(f"{evaluation_set.name}: {evaluation_set.num_samples} sample(s) a question, no pass@{unreported}")
         answers = {}
         for name, identity in contestants.items():
             manifest = _answer_set(run, evaluation_set, members, name=name, adapter=identity)
