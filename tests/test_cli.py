@@ -134,3 +134,7 @@ def test_progress_goes_to_stderr_and_results_to_stdout(tmp_path):
         check=True,
     )
     assert json.loads(result.stdout)["correct"] == 1
+
+
+def test_bench_of_a_peer_that_nobody_knows():
+    assert "transformers" in one_error(ssb("bench", "rollout", TINY, "--against", "vllm"), 2)

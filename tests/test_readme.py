@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import jax
 import jax.numpy as jnp
 import pytest
@@ -28,10 +29,11 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_commands_parse(command):
-    name, config, *rest = command[1:]
-    assert name in main.commands
-    assert rest[0] == "--out"
-    load_config(ROOT / config, rest[2:])
+    group, name, *arguments = main, *command[1:]
+    while isinstance(group.commands[name], click.Group):
+        group, (name, *arguments) = group.commands[name], arguments
+    given = group.commands[name].make_context(name, arguments).params
+    load_config(ROOT / given["config"], given["overrides"])
 
 
 def test_every_command_has_a_row():

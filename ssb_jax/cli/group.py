@@ -60,13 +60,18 @@ def in_run_folder(function):
     return main.command(context_settings=settings)(function)
 
 
+def load_settings(config: Path, overrides: tuple[str, ...]) -> Config:
+    """The settings of a command; what is wrong with them is bad usage."""
+    try:
+        return load_config(config, overrides)
+    except SsbError as error:
+        raise click.UsageError(str(error)) from None
+
+
 @contextlib.contextmanager
 def opened(config: Path, out: Path, overrides: tuple[str, ...]) -> Iterator:
     """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second."""
-    try:
-        settings = load_config(config, overrides)
-    except SsbError as error:
-        raise click.UsageError(str(error)) from None
+    settings = load_settings(config, overrides)
     with owning(out):
         use_compilation_cache(settings)
         from ssb_jax import pipeline
