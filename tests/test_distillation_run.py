@@ -247,24 +247,51 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, capsys):
     assert_same_training(root, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_examples(finished, tmp_path, monkeypatch):
-    root, _ = finished
-    shutil.copytree(root / "targets", tmp_path / "targets")
-    source = (
-        "import jax.numpy as jnp\n"
-        "def broken(teacher_logp, student_logp, info):\n"
-        "    return jnp.where(info.length == LENGTH, jnp.nan, 1.0) * (teacher_logp - student_logp).sum(-1)\n"
-    )
+@pytest.fixture
+def broken_loss(tmp_path):
+    """A loss that is not a number on one pair alone: where it is, and the pair's id."""
     lengths = [len(pair.reply_ids) for pair in PAIRS]
     blamed = next(i for i, n in enumerate(lengths) if lengths.count(n) == 1)
-    (tmp_path / "broken.py").write_text(source.replace("LENGTH", str(lengths[blamed])))
-    config = make_config(distillation={"loss": f"{tmp_path}/broken.py:broken", "checkpoint_every": 1})
-    with pytest.raises(SsbError, match=rf"step [123]: the loss of q{blamed} is not finite .* training stopped"):
+    (tmp_path / "broken.py").write_text(
+        "import jax.numpy as jnp\n"
+        "def broken(teacher_logp, student_logp, info):\n"
+        f"    wrong = jnp.where(info.length == {lengths[blamed]}, jnp.nan, 1.0)\n"
+        "    return wrong * (jnp.exp(teacher_logp) * (teacher_logp - student_logp)).sum(-1)\n"
+    )
+    return f"{tmp_path}/broken.py:broken", f"q{blamed}"
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_examples(finished, tmp_path, broken_loss):
+    root, _ = finished
+    shutil.copytree(root / "targets", tmp_path / "targets")
+    loss, blamed = broken_loss
+    config = make_config(distillation={"loss": loss, "checkpoint_every": 1})
+    with pytest.raises(SsbError, match=rf"step [123]: the loss of {blamed} is not finite .* training stopped"):
         train(PAIRS, tmp_path, config=config)
     steps = len(losses_of(tmp_path))
     saved = [int(path.name) for path in (tmp_path / "distillation" / "checkpoints").glob("[0-9]*")]
     assert max(saved, default=0) == steps  # the last good one is there, the bad one is not
     assert not (tmp_path / "distillation" / "adapter").exists()
+
+
+def test_batches_that_are_not_finite_can_be_skipped_and_are_counted(finished, tmp_path, broken_loss, capsys):
+    """Stopped at a bad batch, the run goes on with `skip`: that batch changes nothing, the learning rate waits."""
+    root, _ = finished
+    shutil.copytree(root / "targets", tmp_path / "targets")
+    loss, blamed = broken_loss
+    with pytest.raises(SsbError, match="training stopped"):
+        train(PAIRS, tmp_path, config=make_config(distillation={"loss": loss, "checkpoint_every": 1}))
+    summary = train(
+        PAIRS, tmp_path, config=make_config(distillation={"loss": loss, "checkpoint_every": 1, "on_nan": "skip"})
+    )
+    rows = read_metrics(tmp_path / "distillation")
+    skipped = [row["step"] for row in rows if "skipped" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert summary["skipped"] == len(skipped) == 2  # once an epoch
+    assert f"the loss of {blamed} is not finite" in capsys.readouterr().err
+    rates = [row["learning_rate"] for row in rows if "skipped" not in row]
+    assert rates == pytest.approx([2e-4 * (6 - n) / 6 for n in range(4)])
+    assert all(np.isfinite(x).all() and x.any() for x in adapter_of(tmp_path).values())
 
 
 def test_missing_or_foreign_targets_stop_before_the_first_step(finished, tmp_path):

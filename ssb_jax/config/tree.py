@@ -200,6 +200,9 @@ class Distillation(Section):
     checkpoint_every: Count = 50
     """Steps between checkpoints."""
     keep_checkpoints: Count = 2
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: stop at the last good checkpoint and name the examples, or leave that
+    batch out, counted."""
     tensorboard: bool = True
     wandb_project: str | None = None
 

@@ -7,7 +7,7 @@ from ssb_jax.pipeline.run import Run, completed, settings_of
 from ssb_jax.stages import distillation, targets
 
 _SPEED_OF_DISTILLATION = (
-    *("tensorboard", "wandb_project", "checkpoint_every", "keep_checkpoints"),
+    *("tensorboard", "wandb_project", "checkpoint_every", "keep_checkpoints", "on_nan"),
     *("remat", "chunk_tokens", "packing", "micro_batch"),
 )
 

@@ -130,7 +130,7 @@ def distil(
             ) as log,
             progress("distillation", plan.steps, done=done) as advance,
         ):
-            report = _Reporter(log, advance, plan)
+            report = _Reporter(log, advance, plan, skip=settings.on_nan == "skip")
             for number in range(done + 1, plan.steps + 1):
                 prepared = next(batches)
                 state, numbers = step(model, state, put_batch(prepared.batch, mesh))
@@ -145,8 +145,8 @@ def distil(
 class _Reporter:
     """Writes each step's numbers one step late, so that the host prepares a step while the device works on another."""
 
-    def __init__(self, log: MetricsLog, advance: Callable[..., None], plan: Plan):
-        self._log, self._advance, self._plan = log, advance, plan
+    def __init__(self, log: MetricsLog, advance: Callable[..., None], plan: Plan, *, skip: bool):
+        self._log, self._advance, self._plan, self._skip = log, advance, plan, skip
         self._pending: tuple[int, StepNumbers, Prepared] | None = None
         self._last = time.monotonic()
 
@@ -159,7 +159,7 @@ class _Reporter:
         """Waits for the last step taken and writes its row.
 
         Raises:
-          SsbError: its loss or gradient is not finite; names the examples.
+          SsbError: its loss or gradient is not finite, and such steps are not skipped; names the examples.
         """
         if self._pending is None:
             return
@@ -167,8 +167,16 @@ class _Reporter:
         values = {name: np.asarray(getattr(numbers, name)) for name in StepNumbers.__dataclass_fields__}
         example_losses = values.pop("example_losses")
         row = {name: float(value) for name, value in values.items()}
-        if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-            raise SsbError(_not_finite(step, row, example_losses, prepared))
+        skipped = not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"])
+        if skipped:
+            what = _not_finite(step, row, example_losses, prepared)
+            if not self._skip:
+                raise SsbError(
+                    f"{what}; training stopped, the checkpoints before it are kept. Lower distillation.learning_rate, "
+                    "look at these pairs and the loss, or leave such batches out with distillation.on_nan skip"
+                )
+            note(f"{what}; it changes nothing (distillation.on_nan is skip)")
+            row = {name: value for name, value in row.items() if math.isfinite(value)} | {"skipped": 1.0}
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         row |= {
@@ -179,26 +187,27 @@ class _Reporter:
             "seconds": seconds,
         }
         self._log.write(step, row)
-        self._advance(loss=row["loss"], kl=row["kl"], agreement=row["agreement"])
+        self._advance(**({} if skipped else {name: row[name] for name in ("loss", "kl", "agreement")}))
 
 
 def _not_finite(step: int, row: dict[str, float], example_losses: np.ndarray, prepared: Prepared) -> str:
     """What to say of a loss or gradient that is not finite: which examples of the step are to blame, if it shows."""
     bad = [name for name, loss in zip(prepared.names, example_losses, strict=False) if not np.isfinite(loss)]
     which = f"the loss of {', '.join(bad)}" if bad else f"the gradient of {', '.join(prepared.names)}"
-    return (
-        f"step {step}: {which} is not finite (loss {row['loss']}, gradient norm {row['grad_norm']}); training stopped, "
-        "the checkpoints before it are kept. Lower distillation.learning_rate, or look at these pairs and the loss"
-    )
+    return f"step {step}: {which} is not finite (loss {row['loss']}, gradient norm {row['grad_norm']})"
 
 
 def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
     rows = read_metrics(folder)
+    counted = [row for row in rows if "skipped" not in row]
+    if not counted:
+        raise SsbError(f"{folder}: every step was skipped, its loss or gradient not finite; nothing was trained")
     return {
         "steps": plan.steps,
         "examples": len(plan.examples),
-        "first_loss": rows[0]["loss"],
-        "last_loss": rows[-1]["loss"],
+        "first_loss": counted[0]["loss"],
+        "last_loss": counted[-1]["loss"],
+        "skipped": len(rows) - len(counted),
         "reply_tokens": int(sum(row["reply_tokens"] for row in rows)),
         "seconds": round(sum(row["seconds"] for row in rows), 2),
         "cut_prompts": plan.cut_prompts,

@@ -145,7 +145,7 @@ def make_step(
     select: str = "all",
     select_share: float = 0.5,
 ) -> Step:
-    """The compiled step; `state` is donated.
+    """The compiled step; `state` is donated. A loss or gradient that is not finite leaves adapter and optimizer alone.
 
     Args:
       chunk: reply tokens that pass through the head at a time.
@@ -180,18 +180,28 @@ def make_step(
         micros = batch.tokens.shape[0]
         total, _ = jax.lax.scan(add_micro, start, (batch, jnp.arange(micros, dtype=jnp.int32)))
         loss, (stats, tokens, example_losses), gradient = total
+        norm = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.lora)
         lora = optax.apply_updates(state.lora, updates)
+        # Numbers that are not finite would never leave the optimizer's moments again: such a step changes nothing.
+        sound = jnp.isfinite(loss) & jnp.isfinite(norm)
+        changed, kept = (lora, optimizer_state), (state.lora, state.optimizer)
+        lora, optimizer_state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), changed, kept)
         numbers = StepNumbers(
             loss=loss,
-            grad_norm=optax.tree.norm(gradient),
-            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+            grad_norm=norm,
+            learning_rate=jnp.asarray(schedule(_updates_done(state.optimizer)), jnp.float32),
             example_losses=example_losses,
             **{name: getattr(stats, name) / tokens for name in TokenStats.__dataclass_fields__},
         )
         return TrainState(lora, optimizer_state, state.step + 1), numbers
 
     return jax.jit(step, donate_argnums=1)
+
+
+def _updates_done(optimizer_state: Any) -> Int[Array, ""]:
+    """By which the schedule goes: one less than the steps for each that changed nothing."""
+    return optax.tree.get_all_with_path(optimizer_state, "count")[0][1]
 
 
 def reply_losses(
