@@ -14,7 +14,7 @@ LAYERS = [
     {"artifacts", "console"},
     {"chat", "prompts", "answers", "metrics", "stats"},
     {"model"},
-    {"sampling", "losses", "store", "checkpoint"},
+    {"sampling", "losses", "store", "checkpoint", "costs"},
     {"training"},
     {"tiny", "workspace"},
     {"answering"},
