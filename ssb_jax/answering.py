@@ -62,6 +62,25 @@ def answer(
     return count_rollouts(read_jsonl(path, Rollout)) if total else {"rows": 0}
 
 
+def sample(
+    prompts: Mapping[str, Sequence[int]],
+    *,
+    num_samples: int,
+    params: SamplingParams,
+    workspace: Workspace,
+    seed: int,
+    lora: Lora | None = None,
+    attempts: int = 1,
+) -> list[Rollout]:
+    """As `answer`, and nothing is kept on disk: the answers in the order of the prompts and by sample."""
+    _check_lengths(prompts, workspace)
+    requests = [Request(key, tuple(ids), params, tuple(range(num_samples))) for key, ids in prompts.items()]
+    completions = _generate_retrying(requests, attempts=attempts, seed=seed, lora=lora, workspace=workspace)
+    rank = {key: i for i, key in enumerate(prompts)}
+    rows = [_rollout(completion, prompts, workspace) for completion in completions]
+    return sorted(rows, key=lambda row: (rank[row.question_id], row.sample))
+
+
 def _check_lengths(prompts: Mapping[str, Sequence[int]], workspace: Workspace) -> None:
     context = read_config(workspace.model_folder).max_position_embeddings
     long = [key for key, ids in prompts.items() if len(ids) >= context]
@@ -138,16 +157,22 @@ def grade_rollouts(
     rollouts: Sequence[Rollout], gold: Mapping[str, str], *, settings: Grading, description: str
 ) -> list[Verdict]:
     """Grades answers against the gold answers, in order; a failed generation is failed, whatever its text."""
-    items = ((i, row.text, gold[row.question_id], row.stop is StopReason.LENGTH) for i, row in enumerate(rollouts))
     verdicts = []
     with (
         GraderPool(workers=settings.workers, time_limit=settings.time_limit) as pool,
         progress(description, len(rollouts)) as advance,
     ):
-        for i, grade in pool.grade_many(items):
-            verdicts.append(_verdict(rollouts[i], grade, gold[rollouts[i].question_id]))
+        for verdict in graded(rollouts, gold, pool=pool):
+            verdicts.append(verdict)
             advance()
     return verdicts
+
+
+def graded(rollouts: Sequence[Rollout], gold: Mapping[str, str], *, pool: GraderPool) -> Iterator[Verdict]:
+    """The verdicts in order, as they are known."""
+    items = ((i, row.text, gold[row.question_id], row.stop is StopReason.LENGTH) for i, row in enumerate(rollouts))
+    for i, grade in pool.grade_many(items):
+        yield _verdict(rollouts[i], grade, gold[rollouts[i].question_id])
 
 
 def _verdict(rollout: Rollout, grade: Grade, gold: str) -> Verdict:

@@ -120,3 +120,18 @@ class Lesson:
     reason: str
     dropped: DropReason | None
     pair: Pair | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Trial:
+    """One answer of the policy in training: its grade, its reward, and how much better it is than its group's mean."""
+
+    question_id: str
+    sample: int
+    text: str
+    token_ids: tuple[int, ...]
+    stop: StopReason
+    outcome: Outcome
+    extracted: str | None
+    reward: float | None  # None where generation or grading failed
+    advantage: float

@@ -1,6 +1,6 @@
 """The tree of settings: frozen sections; the string under a field documents it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +21,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 Count = Annotated[int, Field(ge=1)]
+
+
+Method = Literal["ssb", "ssb-torch", "sft", "rft", "grpo"]
 
 
 class Model(Section):
@@ -207,6 +210,61 @@ class Distillation(Section):
     wandb_project: str | None = None
 
 
+class Grpo(Sampling):
+    """Method `grpo`: the policy answers, its own answers are graded, and better ones than their group's mean become
+    likelier. What the optimizer needs and is not named here (betas, weight_decay, max_grad_norm, remat, ...) is taken
+    from `distillation`.
+    """
+
+    temperature: Positive = 1.0
+    """Of sampling; log-probabilities are taken at the same temperature."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """0 is off. The filters are off by default: the ratio of policies assumes that the policy itself was sampled."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Fraction = 0.0
+    repetition_penalty: Positive = 1.0
+    group_size: Annotated[int, Field(ge=2)] = 4
+    """Answers to a question."""
+    batch_questions: Count = 4
+    """Questions in a step; `batch_questions * group_size` answers."""
+    epochs: Count = 1
+    """How often each question is asked."""
+    updates: Count = 1
+    """Optimizer updates on the same answers."""
+    clip: NotNegative = 0.2
+    """A token whose probability fell below 1 - clip of what it was when sampled is not made rarer still."""
+    clip_high: NotNegative | None = None
+    """One whose probability rose above 1 + clip_high is not made likelier still. None: the same as `clip`."""
+    beta: NotNegative = 0.04
+    """Weight of the estimated KL divergence from the base model (LoRA off)."""
+    scale: Literal["group", "batch", "none"] = "group"
+    """An advantage is divided by the standard deviation of its group's rewards, of the batch's, or not (Dr. GRPO)."""
+    normalisation: Literal["sequence", "token", "constant"] = "sequence"
+    """Mean of each answer's mean, mean over all tokens, or the sum over tokens divided by answers * max_new_tokens."""
+    reinforce: Literal["all", "positive", "negative"] = "all"
+    """Learn from all answers, or only from those better, or only from those worse than their group's mean."""
+    format_reward: NotNegative = 0.0
+    """Reward of an answer in a box, right or wrong; a right one has 1 more."""
+    learning_rate: Positive = 1e-5
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Count = 1
+    """Steps between checkpoints."""
+
+
+class Study(Section):
+    """A grid of runs: every method with every number of questions and every seed."""
+
+    methods: tuple[Method, ...] = ("ssb", "sft", "rft", "grpo")
+    losses: tuple[str, ...] = ()
+    """Losses of the method `ssb`, one run each. Empty: `distillation.loss` alone."""
+    questions: tuple[Count, ...]
+    """The first so many questions, all of which a method may use."""
+    seeds: tuple[int, ...] = (0,)
+    settings: dict[Method, dict[str, Any]] = {}
+    """Settings of one method alone, such as `{grpo: {grpo.learning_rate: 1e-4}}`."""
+
+
 class EvaluationSet(Section):
     """One benchmark: questions, and how answers are drawn."""
 
@@ -261,6 +319,9 @@ class Config(Section):
     """All settings of a run."""
 
     seed: int = 0
+    method: Method = "ssb"
+    """`ssb`; `ssb-torch`, the same by the published trainer in PyTorch; `sft`: cross-entropy on the hinted solutions;
+    `rft`: cross-entropy on the base model's own right answers to the bare question; `grpo`: see there."""
     model: Model
     questions: Data
     prompts: Prompts = Prompts()
@@ -270,8 +331,10 @@ class Config(Section):
     targets: Targets = Targets()
     lora: Lora = Lora()
     distillation: Distillation = Distillation()
+    grpo: Grpo = Grpo()
     evaluation: Evaluation = Evaluation()
     mesh: Mesh = Mesh()
     engine: Engine = Engine()
+    study: Study | None = None
     compilation_cache: str | None = "~/.cache/ssb-jax/xla"
     """Folder of XLA's persistent compilation cache; None switches it off."""

@@ -6,6 +6,7 @@ PEFT stores A as (R, in) and B as (out, R), one pair for each layer and module.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def save_adapter(lora: Lora, folder: str | Path, *, base: str) -> None:
     }
     save_tensors(tensors, folder / WEIGHTS_FILE)
     write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def replace_adapter(lora: Lora, folder: Path, *, base: str) -> None:
+    """As `save_adapter`, in place of what was there: the folder appears with all its files, or not at all."""
+    parts = folder.with_name(f".{folder.name}.part")
+    for leftover in (parts, folder):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    save_adapter(lora, parts, base=base)
+    parts.rename(folder)
 
 
 def load_adapter(folder: str | Path, config: ModelConfig, *, mesh: jax.sharding.Mesh | None = None) -> Lora:

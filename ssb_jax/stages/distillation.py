@@ -5,7 +5,6 @@ loss as if it had never stopped; metrics.jsonl then has every step once.
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from ssb_jax.console import note, progress
 from ssb_jax.losses.chunked import make_objective
 from ssb_jax.losses.menu import resolve_loss
 from ssb_jax.metrics import MetricsLog, open_metrics, read_metrics
-from ssb_jax.model.adapters import save_adapter
+from ssb_jax.model.adapters import replace_adapter
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer
@@ -66,7 +65,7 @@ def run(pairs: Sequence[Pair], *, config: Config, store_folder: Path, folder: Pa
         pad_id=workspace.chat.pad_id,
         special_ids=special - {workspace.chat.end_of_turn_id},
     )
-    _save_adapter_atomically(lora, folder / "adapter", base=config.model.path)
+    replace_adapter(lora, folder / "adapter", base=config.model.path)
     return summary
 
 
@@ -213,13 +212,3 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "cut_prompts": plan.cut_prompts,
         "cut_replies": plan.cut_replies,
     }
-
-
-def _save_adapter_atomically(lora: Lora, folder: Path, *, base: str) -> None:
-    """The folder appears with all its files, or not at all."""
-    parts = folder.with_name(f".{folder.name}.part")
-    for leftover in (parts, folder):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    save_adapter(lora, parts, base=base)
-    parts.rename(folder)

@@ -215,6 +215,20 @@ def reply_losses(
     dropout_key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "groups P"], TokenStats]:
     """Loss and statistics at each reply token of one micro-batch (a Batch without its leading axis)."""
+    states = reply_states(model, lora, batch, remat=remat, dropout_key=dropout_key)
+    head = jax.lax.stop_gradient(model.head_weight())
+    return token_losses(states, batch.teacher, head, batch.info, objective=objective, chunk=chunk, chunks=batch.chunks)
+
+
+def reply_states(
+    model: Transformer,
+    lora: Lora | None,
+    batch: Batch,
+    *,
+    remat: str = "none",
+    dropout_key: Key[Array, ""] | None = None,
+) -> Float[Array, "groups P D"]:
+    """The states after the last norm that predict the reply tokens of one micro-batch."""
     hidden, _ = model(
         batch.tokens,
         positions=batch.positions,
@@ -225,6 +239,4 @@ def reply_losses(
     )
     groups, D = batch.index.shape[0], hidden.shape[-1]
     by_group = constrain(hidden.reshape(groups, -1, D), "groups", None, None)
-    replies = jnp.take_along_axis(by_group, batch.index[..., None], axis=1)
-    head = jax.lax.stop_gradient(model.head_weight())
-    return token_losses(replies, batch.teacher, head, batch.info, objective=objective, chunk=chunk, chunks=batch.chunks)
+    return jnp.take_along_axis(by_group, batch.index[..., None], axis=1)

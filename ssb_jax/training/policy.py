@@ -1,0 +1,168 @@
+"""The jitted step of policy optimisation: the student's own answers, the loss of losses/policy.py, AdamW.
+
+The log-probability of a token comes out of the chunked head, so no (batch, tokens, vocabulary) array exists here either;
+the loss is then plain arithmetic on one number a token. Knows no files, no rewards and no sampling.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from ssb_jax.config import Grpo
+from ssb_jax.losses.chunked import Objective, Teacher, TokenStats, token_losses
+from ssb_jax.losses.policy import PolicyTokens, policy_loss
+from ssb_jax.model.lora import Lora
+from ssb_jax.model.transformer import Transformer
+from ssb_jax.training.batches import Batch, Example, collate
+from ssb_jax.training.layout import Grid, Shape, place
+from ssb_jax.training.step import TrainState, reply_states
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scored:
+    """What a model says of the reply tokens of a batch."""
+
+    states: Float[Array, "M groups P D"]  # after the last norm
+    logp: Float[Array, "M groups P"]  # of the tokens, at the sampling temperature
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PolicyNumbers:
+    """What a step reports; means are over all reply tokens."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]  # before clipping
+    learning_rate: Float[Array, ""]
+    ratio: Float[Array, ""]
+    clipped: Float[Array, ""]
+    kl: Float[Array, ""]  # the estimate that the loss holds
+    full_kl: Float[Array, ""]  # KL(base, policy) over the whole vocabulary at temperature 1
+    entropy: Float[Array, ""]  # of the policy at temperature 1
+
+
+PolicyStep = Callable[..., tuple[TrainState, PolicyNumbers]]
+
+
+def policy_batch(
+    examples: Sequence[Example], weights: Sequence[Float[np.ndarray, "R"]], *, grid: Grid, pad_id: int
+) -> Batch:
+    """The arrays of answers that were just sampled; the reference takes the teacher's place on the device."""
+    placement, need = place([e.tokens for e in examples], [len(e.reply) for e in examples], grid)
+    return collate(
+        examples,
+        lambda pair: np.zeros((len(pair.reply_ids), 0), np.float32),
+        placement=placement,
+        shape=_roomy(need, grid),
+        grid=grid,
+        weights=weights,
+        encoding="hidden",
+        pad_id=pad_id,
+    )
+
+
+def _roomy(need: Shape, grid: Grid) -> Shape:
+    """A shape of powers of two: what comes in later steps is not known, and each shape is a compilation."""
+    rows = grid.row_multiple << (need.rows // grid.row_multiple - 1).bit_length()
+    return Shape(need.micros, rows, 1 << (need.length - 1).bit_length(), need.replies)
+
+
+def make_score(*, temperature: float, chunk: int) -> Callable[[Transformer, Lora | None, Batch], Scored]:
+    """The compiled forward pass over a batch; without an adapter it is the reference."""
+    objective = _surprisal(temperature)
+
+    def score(model: Transformer, lora: Lora | None, batch: Batch) -> Scored:
+        def one(micro: Batch) -> Scored:
+            states = reply_states(model, lora, micro)
+            losses, _ = token_losses(
+                states,
+                Teacher(states),
+                model.head_weight(),
+                micro.info,
+                objective=objective,
+                chunk=chunk,
+                chunks=micro.chunks,
+            )
+            return Scored(states, -losses)
+
+        return jax.lax.map(one, batch)
+
+    return jax.jit(score)
+
+
+def make_policy_step(
+    *, settings: Grpo, optimizer: optax.GradientTransformation, schedule: optax.Schedule, chunk: int, remat: str
+) -> PolicyStep:
+    """The compiled step (model, state, batch, advantages, reference, sampled_logp) -> (state, numbers).
+
+    `state` is donated. `advantages` (answers,) holds one number for each example of the batch; `sampled_logp` (M,
+    groups, P) is None in the first update on a batch, where the policy is still the one that answered.
+    """
+    objective = _surprisal(settings.temperature)
+    clip_high = settings.clip if settings.clip_high is None else settings.clip_high
+
+    def loss_of(lora, model, micro: Batch, advantages, reference_logp, sampled_logp):
+        states = reply_states(model, lora, micro, remat=remat)
+        head = jax.lax.stop_gradient(model.head_weight())
+        losses, stats = token_losses(
+            states, micro.teacher, head, micro.info, objective=objective, chunk=chunk, chunks=micro.chunks
+        )
+        tokens = policy_loss(
+            -losses,
+            sampled_logp=-losses if sampled_logp is None else sampled_logp,
+            reference_logp=reference_logp,
+            advantage=advantages[micro.example],
+            clip=settings.clip,
+            clip_high=clip_high,
+            beta=settings.beta,
+        )
+        counted = (micro.info.length > 0).astype(jnp.float32)
+        sums = jax.tree.map(lambda x: jnp.sum(x * counted), (tokens, stats))
+        return jnp.sum(tokens.loss * micro.weight), (sums, jnp.sum(counted))
+
+    def step(model, state: TrainState, batch: Batch, advantages, reference: Scored, sampled_logp=None):
+        batch = dataclasses.replace(batch, teacher=Teacher(reference.states))
+
+        def add_micro(total, part):
+            micro, reference_logp, sampled = part
+            (loss, aux), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+                state.lora, model, micro, advantages, reference_logp, sampled
+            )
+            return jax.tree.map(jnp.add, total, (loss, aux, gradient)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        sums = (PolicyTokens(zero, zero, zero, zero), TokenStats(zero, zero, zero, zero))
+        start = (zero, (sums, zero), jax.tree.map(jnp.zeros_like, state.lora))
+        total, _ = jax.lax.scan(add_micro, start, (batch, reference.logp, sampled_logp))
+        loss, ((tokens, stats), count), gradient = total
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.lora)
+        numbers = PolicyNumbers(
+            loss=loss,
+            grad_norm=optax.tree.norm(gradient),
+            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+            ratio=tokens.ratio / count,
+            clipped=tokens.clipped / count,
+            kl=tokens.kl / count,
+            full_kl=stats.kl / count,
+            entropy=stats.student_entropy / count,
+        )
+        return TrainState(optax.apply_updates(state.lora, updates), optimizer_state, state.step + 1), numbers
+
+    return jax.jit(step, donate_argnums=1)
+
+
+def _surprisal(temperature: float) -> Objective:
+    """-log p of the reply token at a temperature."""
+
+    def objective(teacher_logits, student_logits, info):
+        logp = jax.nn.log_softmax(student_logits / temperature)
+        return -jnp.take_along_axis(logp, info.reply_ids[:, None], axis=-1)[:, 0]
+
+    return objective
