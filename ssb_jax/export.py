@@ -7,7 +7,7 @@ from ssb_jax.config import SsbError, load_config
 from ssb_jax.model.adapters import load_adapter, save_adapter
 from ssb_jax.model.lora import merge
 from ssb_jax.model.weights import save_model
-from ssb_jax.workspace import Workspace
+from ssb_jax.workspace import Workspace, training_folder
 
 
 def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = None) -> None:
@@ -16,7 +16,9 @@ def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = 
     Raises:
       SsbError: the run has no finished adapter, or an output folder is not empty.
     """
-    trained = read_manifest(run_folder / "distillation")
+    config = load_config(run_folder / "config.yaml")
+    training = training_folder(run_folder, config)
+    trained = read_manifest(training)
     if trained is None:
         raise SsbError(f"{run_folder} has no finished adapter; run `ssb run` or `ssb distill` first")
     if peft is not None and merged is not None and peft.resolve() == merged.resolve():
@@ -24,14 +26,13 @@ def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = 
     for out in (peft, merged):
         if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise SsbError(f"{out} is not an empty folder; choose another one")
-    config = load_config(run_folder / "config.yaml")
     workspace = Workspace(config)
     if workspace.model_identity != trained.made_from["model"]:
         raise SsbError(
             f"the model at {config.model.path} is not the one that {run_folder} was trained on; put that one back, or "
             f"set model.path in {run_folder / 'config.yaml'} to where it is"
         )
-    lora = load_adapter(run_folder / "distillation" / "adapter", workspace.model.config, mesh=workspace.mesh)
+    lora = load_adapter(training / "adapter", workspace.model.config, mesh=workspace.mesh)
     if peft is not None:
         base = config.model.path
         save_adapter(lora, peft, base=str(Path(base).resolve()) if Path(base).is_dir() else base)

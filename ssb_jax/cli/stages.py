@@ -11,13 +11,11 @@ from ssb_jax.console import note, table
 def run(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
     """All stages; those that are complete are skipped."""
     with opened(config, out, overrides) as (pipeline, current):
-        pipeline.make_pairs(current)
-        pipeline.make_targets(current)
-        pipeline.distil(current)
+        pipeline.train(current)
         results = pipeline.evaluate(current)
         pipeline.save_config(current, replace=True)  # not before every stage has accepted them
-        _print_funnel(pipeline.funnel(current))
-        _print_results(results)
+        _print_funnel(pipeline.survey(current))
+        print_results(results)
 
 
 @in_run_folder
@@ -59,14 +57,14 @@ def eval(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
     with opened(config, out, overrides) as (pipeline, current):
         if not current.config.evaluation.sets:
             raise SsbError("expected at least one set in evaluation.sets, found none")
-        _print_results(pipeline.evaluate(current))
+        print_results(pipeline.evaluate(current))
 
 
 def _print_funnel(counts: dict[str, int]) -> None:
     table("From questions to pairs", ("step", "questions"), list(counts.items()))
 
 
-def _print_results(results: dict[str, dict]) -> None:
+def print_results(results: dict[str, dict]) -> None:
     for name, result in results.items():
         header = ("model", *next(iter(result["metrics"].values())), "mean tokens")
         rows = [

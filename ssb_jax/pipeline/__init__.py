@@ -3,8 +3,8 @@
     questions/                               the questions, once
     blocks/0000/{rollouts,verification,hints,teaching}/   block by block, until there are enough pairs
     pairs/                                   the first `teaching.max_pairs` pairs in question order
-    targets/  distillation/                  the teacher's distributions, the adapter
-    evaluation/SET/{questions,base,ssb}/     answers of each model; evaluation/results.json with every row
+    targets/  distillation/                  the teacher's distributions, the adapter (method grpo: grpo/)
+    evaluation/SET/{questions,base,METHOD}/  answers of each model; evaluation/results.json with every row
 
 Each folder is completed by a manifest that says what it was made from; a complete folder is not made again, one that
 was cut off is continued, one made from other settings is refused. Settings that change only speed (mesh, engine,
@@ -13,6 +13,7 @@ batch sizes of forward passes, logging) are not part of what a folder is made fr
 
 from ssb_jax.pipeline.evaluation import evaluate
 from ssb_jax.pipeline.funnel import funnel
+from ssb_jax.pipeline.methods import reinforce, survey, train
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, roll_out, teach
 from ssb_jax.pipeline.run import Run, load_questions, save_config
 from ssb_jax.pipeline.student import distil, make_targets
@@ -26,7 +27,10 @@ __all__ = [
     "load_questions",
     "make_pairs",
     "make_targets",
+    "reinforce",
     "roll_out",
     "save_config",
+    "survey",
     "teach",
+    "train",
 ]

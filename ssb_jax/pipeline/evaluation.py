@@ -21,10 +21,10 @@ def evaluate(run: Run) -> dict[str, dict]:
     if not run.config.evaluation.sets:
         note("evaluation.sets is empty: nothing is evaluated")
         return {}
-    trained = read_manifest(run.folder / "distillation")
+    trained = read_manifest(run.training_folder)
     if trained is None:
         note(f"{run.folder} has no finished adapter: only the base model is evaluated")
-    contestants = {"base": None} | ({"ssb": _adapter_identity(trained)} if trained is not None else {})
+    contestants = {"base": None} | ({run.config.method: _adapter_identity(trained)} if trained is not None else {})
     results, sources = {}, {}
     for evaluation_set in run.config.evaluation.sets:
         members = kept_questions(

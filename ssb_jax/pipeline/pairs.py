@@ -17,7 +17,7 @@ def roll_out(run: Run) -> int:
       How many questions wait for the teacher.
     """
     wanted = run.config.teaching.max_pairs
-    _refuse_other_number_of_pairs(run)
+    refuse_other_number_of_pairs(run)
     taught = _taught_pairs(run)
     waiting = 0
     for block, members in blocks(run):
@@ -38,7 +38,7 @@ def teach(run: Run) -> bool:
     Raises:
       SsbError: every question is used and not one pair came of it.
     """
-    _refuse_other_number_of_pairs(run)
+    refuse_other_number_of_pairs(run)
     wanted, found, sources = run.config.teaching.max_pairs, 0, []
     for block, members in blocks(run):
         hinted = read_manifest(run.block_folder(block, "hints"))
@@ -71,11 +71,11 @@ def load_pairs(run: Run) -> list[Pair]:
     return read_jsonl(run.folder / "pairs" / "pairs.jsonl", Pair)
 
 
-def _roll_out_block(run: Run, block: int, members: list[Question]) -> int:
-    """Rollouts, verification and hints of one block; returns the number of mixed questions."""
+def verify_block(run: Run, block: int, members: list[Question]) -> Manifest:
+    """Rollouts of one block and their verification."""
     config, workspace = run.config, run.workspace
     label = f"block {block}: " if run.config.rollouts.block_size else ""
-    folder = {stage: run.block_folder(block, stage) for stage in ("rollouts", "verification", "hints")}
+    folder = {stage: run.block_folder(block, stage) for stage in ("rollouts", "verification")}
     source = completed(
         folder["rollouts"],
         "rollouts",
@@ -88,7 +88,7 @@ def _roll_out_block(run: Run, block: int, members: list[Question]) -> int:
         },
         lambda: rollouts.run(members, folder["rollouts"], workspace=workspace, description=f"{label}rollouts"),
     )
-    source = completed(
+    return completed(
         folder["verification"],
         "verification",
         {"rollouts": source.digest, "answers": {q.id: q.answer for q in members}},
@@ -100,6 +100,13 @@ def _roll_out_block(run: Run, block: int, members: list[Question]) -> int:
             description=f"{label}verification",
         ),
     )
+
+
+def _roll_out_block(run: Run, block: int, members: list[Question]) -> int:
+    """Rollouts, verification and hints of one block; returns the number of mixed questions."""
+    config = run.config
+    source = verify_block(run, block, members)
+    folder = {stage: run.block_folder(block, stage) for stage in ("rollouts", "verification", "hints")}
     chosen = completed(
         folder["hints"],
         "hints",
@@ -147,7 +154,7 @@ def _taught_pairs(run: Run) -> int:
     return sum(manifest.counts["pairs"] for manifest in manifests if manifest is not None)
 
 
-def _refuse_other_number_of_pairs(run: Run) -> None:
+def refuse_other_number_of_pairs(run: Run) -> None:
     """Before anything is sampled for it: finished pairs stay what they are."""
     pairs, wanted = read_manifest(run.folder / "pairs"), run.config.teaching.max_pairs
     if pairs is not None and pairs.made_from["max_pairs"] != wanted:

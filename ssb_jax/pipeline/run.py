@@ -8,9 +8,10 @@ from typing import Any
 from ssb_jax.artifacts import Manifest, complete, read_jsonl, read_manifest, write_atomically
 from ssb_jax.config import Config, Data, Section, dump_config
 from ssb_jax.console import mapping, note
+from ssb_jax.pipeline.sharing import share, take_shared
 from ssb_jax.records import Question
 from ssb_jax.stages import questions
-from ssb_jax.workspace import Workspace
+from ssb_jax.workspace import Workspace, training_folder
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,12 @@ class Run:
         return self.folder / "blocks" / f"{block:04d}" / stage
 
     @property
+    def training_folder(self) -> Path:
+        return training_folder(self.folder, self.config)
+
+    @property
     def adapter_folder(self) -> Path:
-        return self.folder / "distillation" / "adapter"
+        return self.training_folder / "adapter"
 
 
 def save_config(run: Run, *, replace: bool) -> None:
@@ -63,7 +68,9 @@ def kept_questions(run: Run, data: Data, folder: Path) -> list[Question]:
 def completed(
     folder: Path, stage: str, made_from: dict[str, Any], make: Callable[[], dict], *, quiet: bool = False, **more: Any
 ) -> Manifest:
+    take_shared(folder, stage, made_from)
     manifest, was_there = complete(folder, stage=stage, made_from=made_from, make=make, **more)
+    share(folder, manifest)
     if not quiet:
         state = "complete, skipped" if was_there else f"{manifest.seconds:.1f} s"
         note(f"{stage}: {mapping(manifest.counts)} ({state})")

@@ -1,7 +1,7 @@
 """From pairs to the student: the teacher's distributions, then the adapter."""
 
 from ssb_jax.artifacts import Manifest, read_manifest
-from ssb_jax.config import SsbError
+from ssb_jax.config import Config, SsbError
 from ssb_jax.pipeline.pairs import load_pairs
 from ssb_jax.pipeline.run import Run, completed, settings_of
 from ssb_jax.stages import distillation, targets
@@ -30,7 +30,8 @@ def make_targets(run: Run) -> Manifest:
 
 
 def distil(run: Run) -> Manifest:
-    """Trains the adapter."""
+    """Trains the adapter: on the teacher's distributions, or, method `sft` and `rft`, on the replies as they are."""
+    config = trained_config(run.config)
     source = read_manifest(run.folder / "targets")
     if source is None:
         raise SsbError(f"{run.folder}: the targets are not complete; run `ssb targets` first")
@@ -39,10 +40,10 @@ def distil(run: Run) -> Manifest:
     made_from = {
         "targets": source.digest,
         "model": run.workspace.model_identity,
-        "seed": run.config.seed,
-        "lora": run.config.lora.model_dump(mode="json"),
+        "seed": config.seed,
+        "lora": config.lora.model_dump(mode="json"),
         **settings_of(
-            run.config.distillation,
+            config.distillation,
             leave_out=_SPEED_OF_DISTILLATION,
         ),
     }
@@ -51,7 +52,15 @@ def distil(run: Run) -> Manifest:
         "distillation",
         made_from,
         lambda: distillation.run(
-            pairs, config=run.config, store_folder=run.folder / "targets", folder=folder, workspace=run.workspace
+            pairs, config=config, store_folder=run.folder / "targets", folder=folder, workspace=run.workspace
         ),
         patterns=("metrics.jsonl", "adapter/*"),
     )
+
+
+def trained_config(config: Config) -> Config:
+    """The settings with the loss that the method means."""
+    if config.method not in ("sft", "rft"):
+        return config
+    plain = config.distillation.model_copy(update={"loss": "cross_entropy", "loss_options": {}})
+    return config.model_copy(update={"distillation": plain})

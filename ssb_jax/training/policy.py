@@ -1,7 +1,7 @@
 """The jitted step of policy optimisation: the student's own answers, the loss of losses/policy.py, AdamW.
 
-The log-probability of a token comes out of the chunked head, so no (batch, tokens, vocabulary) array exists here either;
-the loss is then plain arithmetic on one number a token. Knows no files, no rewards and no sampling.
+The log-probability of a token comes out of the chunked head, so that no (batch, tokens, vocabulary) array exists; the
+loss is then plain arithmetic on one number a token. Knows no files, no rewards and no sampling.
 """
 
 import dataclasses

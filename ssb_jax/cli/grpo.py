@@ -1,0 +1,18 @@
+"""`ssb grpo`."""
+
+from pathlib import Path
+
+from ssb_jax.cli.group import in_run_folder, opened
+from ssb_jax.cli.stages import print_results
+from ssb_jax.console import mapping, note
+
+
+@in_run_folder
+def grpo(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Train the student by GRPO on its own graded answers, then evaluate it."""
+    with opened(config, out, (*overrides, "--method", "grpo")) as (pipeline, current):
+        pipeline.reinforce(current)
+        results = pipeline.evaluate(current)
+        pipeline.save_config(current, replace=True)
+        note(mapping(pipeline.survey(current)))
+        print_results(results)
