@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import filelock
 import pydantic
 
-from ssb_jax.config import SsbError
+from ssb_jax.config import Config, SsbError
 
 Record = TypeVar("Record")
 
@@ -195,6 +195,11 @@ def read_manifest(folder: Path) -> Manifest | None:
                 f"{file} {found}, its manifest says {facts['bytes']} bytes; delete {folder} to make it again"
             )
     return manifest
+
+
+def training_folder(run_folder: Path, config: Config) -> Path:
+    """Where the adapter of a run is trained, and then is."""
+    return run_folder / ("grpo" if config.method == "grpo" else "distillation")
 
 
 def complete(

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ssb_jax.artifacts import Manifest, read_jsonl, read_manifest, write_atomically
+from ssb_jax.artifacts import Manifest, read_jsonl, read_manifest, training_folder, write_atomically
 from ssb_jax.config import Config, Lora, SsbError, load_config
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import lora_shapes
 from ssb_jax.model.weights import read_config, resolve_model
-from ssb_jax.records import Pair, Rollout
+from ssb_jax.records import Pair, Rollout, Trial
 
 COST = "cost.json"
 
@@ -88,27 +88,31 @@ def run_cost(folder: Path, *, devices: int = 1) -> Cost | None:
         start, distillation from its first.
     """
     recorded = read_cost(folder)
-    trained = read_manifest(folder / "distillation")
-    if recorded is not None or trained is None:
+    if recorded is not None:
         return recorded
     config = load_config(folder / "config.yaml")
+    trained = read_manifest(training_folder(folder, config))
+    if trained is None:
+        return None
     shape = read_config(resolve_model(config.model.path, config.model.revision))
+    if config.method == "grpo":
+        return _grpo_cost(folder, config, shape, seconds=devices * float(trained.counts["seconds"]))
     pairs = read_jsonl(folder / "pairs" / "pairs.jsonl", Pair)
     rollouts = _generated(folder, "rollouts")
     asked = [*rollouts, *_generated(folder, "teaching")]
     read_by_teacher = [(len(pair.teacher_prompt_ids), len(pair.reply_ids)) for pair in pairs]
-    flops = (
-        generation_flops(shape, asked)
-        + scoring_flops(shape, read_by_teacher, head=config.targets.encoding == "logits")
-        + training_flops(
-            shape, _seen(pairs, config), lora=config.lora, teacher_head=config.targets.encoding == "hidden"
-        )
+    learns_text = config.method in ("sft", "rft")  # what targets they have serve their logs alone
+    dense = config.method == "ssb-torch" or config.targets.encoding == "logits"
+    flops = generation_flops(shape, asked) + training_flops(
+        shape, _seen(pairs, config), lora=config.lora, teacher_head=not (learns_text or dense)
     )
+    if not learns_text:
+        flops += scoring_flops(shape, read_by_teacher, head=dense)
     return Cost(
         questions=len(rollouts),
         generated_tokens=sum(sum(replies) for _, replies in asked),
         flops=flops,
-        device_seconds=devices * _seconds(folder, trained),
+        device_seconds=devices * _seconds(folder, trained, targets=not learns_text),
     )
 
 
@@ -169,7 +173,28 @@ def _seen(pairs: Sequence[Pair], config: Config) -> list[tuple[int, int]]:
     return lengths * config.distillation.epochs
 
 
-def _seconds(folder: Path, trained: Manifest) -> float:
+def _grpo_cost(folder: Path, config: Config, shape: ModelConfig, *, seconds: float) -> Cost:
+    """Answers, the reference's pass over them (and the policy's before its second update), the updates."""
+    settings, asked = config.grpo, []
+    for path in sorted((training_folder(folder, config) / "trials").glob("step-*.jsonl")):
+        step: dict[str, tuple[int, list[int]]] = {}
+        for row in read_jsonl(path, Trial):
+            step.setdefault(row.question_id, (row.prompt_tokens, []))[1].append(len(row.token_ids))
+        asked.append(step)
+    answers = [(prompt, reply) for step in asked for prompt, replies in step.values() for reply in replies]
+    flops = generation_flops(shape, (request for step in asked for request in step.values()))
+    flops += scoring_flops(shape, answers, head=True) * (1 if settings.updates == 1 else 2)
+    flops += training_flops(shape, answers, lora=config.lora, teacher_head=False) * settings.updates
+    return Cost(
+        questions=len({key for step in asked for key in step}),
+        generated_tokens=sum(reply for _, reply in answers),
+        flops=flops,
+        device_seconds=seconds,
+    )
+
+
+def _seconds(folder: Path, trained: Manifest, *, targets: bool) -> float:
     stages = [read_manifest(path.parent) for path in folder.glob("blocks/*/*/manifest.json")]
-    stages.append(read_manifest(folder / "targets"))
+    if targets:
+        stages.append(read_manifest(folder / "targets"))
     return sum(manifest.seconds for manifest in stages if manifest is not None) + float(trained.counts["seconds"])

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ssb_jax.artifacts import read_manifest
+from ssb_jax.artifacts import read_manifest, training_folder
 from ssb_jax.config import SsbError, load_config
 from ssb_jax.model.adapters import load_adapter, save_adapter
 from ssb_jax.model.lora import merge
 from ssb_jax.model.weights import save_model
-from ssb_jax.workspace import Workspace, training_folder
+from ssb_jax.workspace import Workspace
 
 
 def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = None) -> None:

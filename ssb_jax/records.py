@@ -131,6 +131,7 @@ class Trial:
     text: str
     token_ids: tuple[int, ...]
     stop: StopReason
+    prompt_tokens: int
     outcome: Outcome
     extracted: str | None
     reward: float | None  # None where generation or grading failed

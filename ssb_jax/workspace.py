@@ -104,11 +104,6 @@ class Workspace:
         return prompt_texts(self.config.prompts)
 
 
-def training_folder(run_folder: Path, config: Config) -> Path:
-    """Where a run's adapter is trained, and then is."""
-    return run_folder / ("grpo" if config.method == "grpo" else "distillation")
-
-
 def _folder_digest(folder: Path, *patterns: str) -> str:
     """Digest of names, sizes and both ends of the matching files: new weights in an old place are noticed."""
     digest = hashlib.sha256()

@@ -18,8 +18,9 @@ LAYERS = [
     {"training"},
     {"tiny", "workspace"},
     {"answering"},
-    {"stages"},
+    {"stages", "baselines"},
     {"pipeline", "export", "bench"},
+    {"study"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ssb_jax.artifacts import Manifest, digest, read_manifest
-from ssb_jax.config import EvaluationSet
+from ssb_jax.config import Config, EvaluationSet
 from ssb_jax.console import note
 from ssb_jax.model.adapters import load_adapter
 from ssb_jax.model.lora import Lora
@@ -41,8 +41,20 @@ def evaluate(run: Run) -> dict[str, dict]:
         results[evaluation_set.name] = evaluation.summarise(
             members, answers, num_samples=evaluation_set.num_samples, settings=run.config.evaluation
         )
-    evaluation.write_results(run.folder / "evaluation" / "results.json", results, made_from=sources)
+    evaluation.write_results(
+        run.folder / "evaluation" / "results.json",
+        results,
+        method=method_label(run.config),
+        seed=run.config.seed,
+        made_from=sources,
+    )
     return results
+
+
+def method_label(config: Config) -> str:
+    """How a comparison names the run: its method, and its loss where that is not the published one."""
+    chosen = config.method.startswith("ssb") and config.distillation.loss != "ssb"
+    return f"{config.method} {config.distillation.loss}" if chosen else config.method
 
 
 def _answers_folder(run: Run, evaluation_set: EvaluationSet, name: str) -> Path:

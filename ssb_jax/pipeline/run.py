@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssb_jax.artifacts import Manifest, complete, read_jsonl, read_manifest, write_atomically
+from ssb_jax.artifacts import Manifest, complete, read_jsonl, read_manifest, training_folder, write_atomically
 from ssb_jax.config import Config, Data, Section, dump_config
 from ssb_jax.console import mapping, note
 from ssb_jax.pipeline.sharing import share, take_shared
 from ssb_jax.records import Question
 from ssb_jax.stages import questions
-from ssb_jax.workspace import Workspace, training_folder
+from ssb_jax.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,12 @@ def summarise(
     }
 
 
-def write_results(path: Path, results: Mapping[str, dict], *, made_from: Mapping[str, object]) -> None:
-    """Writes the summaries of all sets as one JSON file."""
-    write_atomically(path, json.dumps({"made_from": made_from, "sets": results}, indent=1, ensure_ascii=False))
+def write_results(
+    path: Path, results: Mapping[str, dict], *, method: str, seed: int, made_from: Mapping[str, object]
+) -> None:
+    """Writes the summaries of all sets as one JSON file, and whose they are."""
+    values = {"method": method, "seed": seed, "made_from": made_from, "sets": results}
+    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def _scores(answers: Answers, num_samples: int, ks: Sequence[int]) -> dict[str, list[float]]:

@@ -111,8 +111,19 @@ def _trials(
     known = np.array([math.nan if r is None else r for r in rewards]).reshape(len(members), settings.group_size)
     gains = advantages(known, scale=settings.scale, reinforce=settings.reinforce).ravel()
     trials = [
-        Trial(r.question_id, r.sample, r.text, r.token_ids, r.stop, v.outcome, v.extracted, worth, float(gain))
-        for r, v, worth, gain in zip(rollouts, verdicts, rewards, gains, strict=True)
+        Trial(
+            question_id=answer.question_id,
+            sample=answer.sample,
+            text=answer.text,
+            token_ids=answer.token_ids,
+            stop=answer.stop,
+            prompt_tokens=answer.prompt_tokens,
+            outcome=verdict.outcome,
+            extracted=verdict.extracted,
+            reward=worth,
+            advantage=float(gain),
+        )
+        for answer, verdict, worth, gain in zip(rollouts, verdicts, rewards, gains, strict=True)
     ]
     write_jsonl(path, trials)
     return trials

@@ -1,0 +1,103 @@
+"""A declared grid of runs: every method with every number of questions and every seed (`Study` in config/tree.py).
+
+    DIR/cells/NAME/        an ordinary run folder each
+    DIR/shared/            folders that several cells would make alike (rollouts, pairs, the base's answers), made once
+    DIR/cells.jsonl        one row for each finished cell, and how long it took here
+
+A cell's cost is what it would have cost by itself: what it took from others counts in full. Started again, a study goes
+on with the cell that was cut off, where it was cut off.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssb_jax import pipeline
+from ssb_jax.artifacts import digest, drop_partial_line, owning, write_atomically
+from ssb_jax.config import Config, SsbError, config_from_dict, dump_config
+from ssb_jax.console import note
+from ssb_jax.pipeline.sharing import sharing
+from ssb_jax.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    name: str
+    config: Config
+
+
+def cells(config: Config) -> list[Cell]:
+    """The grid in the order in which it is run: all of the first seed before the second, small ones first.
+
+    Raises:
+      SsbError: there is no `study` section, a setting of a method is not valid, or there is nothing to compare by.
+    """
+    study = config.study
+    if study is None:
+        raise SsbError("expected a section `study` with methods, questions and seeds; see configs/tiny-study.yaml")
+    if not config.evaluation.sets:
+        raise SsbError("a study compares by accuracy: expected at least one set in evaluation.sets, found none")
+    return [
+        _cell(config, method=method, loss=loss, questions=questions, seed=seed)
+        for seed in study.seeds
+        for questions in study.questions
+        for method in study.methods
+        for loss in ((study.losses if method == "ssb" else ()) or (None,))
+    ]
+
+
+def _cell(config: Config, *, method: str, loss: str | None, questions: int, seed: int) -> Cell:
+    values = config.model_dump(mode="json", exclude={"study"})
+    values["questions"]["limit"] = questions
+    values["teaching"]["max_pairs"] = None  # a method may use all the questions it is given
+    values |= {"seed": seed, "method": method}
+    if loss is not None:
+        values["distillation"]["loss"] = loss
+    for key, value in config.study.settings.get(method, {}).items():
+        *sections, last = key.split(".")
+        place = values
+        for section in sections:
+            place = place.get(section, {})
+        place[last] = value
+    loss_part = "" if loss in (None, "ssb") else f"-{loss.rpartition(':')[2]}"
+    name = f"{method}{loss_part}-{questions}-seed{seed}"
+    return Cell(name, config_from_dict(values, source=f"study, {name}"))
+
+
+def run_study(config: Config, folder: Path) -> list[Path]:
+    """Runs every cell that is not finished; returns the cells' folders in order."""
+    grid = cells(config)
+    write_atomically(folder / "config.yaml", dump_config(config))
+    finished = _finished(folder)
+    for number, cell in enumerate(grid, 1):
+        identity = digest(cell.config.model_dump(mode="json"))
+        if finished.get(cell.name) == identity:
+            continue
+        note(f"study: {cell.name} ({number} of {len(grid)})")
+        started = time.monotonic()
+        _run_cell(cell, folder)
+        row = {"cell": cell.name, "seconds": round(time.monotonic() - started, 2), "config": identity}
+        with open(folder / "cells.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    return [folder / "cells" / cell.name for cell in grid]
+
+
+def _run_cell(cell: Cell, folder: Path) -> None:
+    place = folder / "cells" / cell.name
+    with owning(place), sharing(folder / "shared"):
+        run = pipeline.Run(place, Workspace(cell.config))
+        pipeline.save_config(run, replace=False)
+        pipeline.train(run)
+        pipeline.evaluate(run)
+        pipeline.save_config(run, replace=True)
+
+
+def _finished(folder: Path) -> dict[str, str]:
+    """Cell -> digest of the settings it was finished with."""
+    path = folder / "cells.jsonl"
+    drop_partial_line(path)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {row["cell"]: row["config"] for row in map(json.loads, lines)}
