@@ -1,6 +1,7 @@
 """Imports point down only, and the lower layers start without JAX."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,12 @@ def test_imports_point_down():
 def test_stages_never_import_each_other():
     for path in (PACKAGE / "stages").glob("*.py"):
         assert not [m for m in _imports(path) if m[0] == "stages"], path
+
+
+def test_only_baselines_and_benchmarks_import_torch():
+    for path in PACKAGE.rglob("*.py"):
+        imported = re.findall(r"^\s*(?:import|from) (torch|peft|accelerate)\b", path.read_text(), re.MULTILINE)
+        assert not imported or path.relative_to(PACKAGE).parts[0] in ("baselines", "bench"), path
 
 
 def test_lower_layers_do_not_import_jax():

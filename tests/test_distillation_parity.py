@@ -1,33 +1,28 @@
-"""Distillation against an independent trainer in torch + transformers + peft that follows the published scripts:
-right-padded batches, dense teacher logits, kl_div(batchmean) * T^2 on reply positions, AdamW, linear decay, clipping.
-"""
+"""Our trainer against the published one in torch + transformers + peft (ssb_jax/baselines/torch_trainer.py)."""
 
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
 from distillation_case import make_config, make_pairs, make_targets, make_workspace
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
+from ssb_jax.baselines import torch_trainer
+from ssb_jax.config import SsbError
 from ssb_jax.metrics import read_metrics
-from ssb_jax.model.adapters import save_adapter
-from ssb_jax.model.lora import init_lora
+from ssb_jax.model.adapters import load_adapter
 from ssb_jax.model.weights import load_model
 from ssb_jax.stages import distillation
-from ssb_jax.training.batches import data_order
-from ssb_jax.training.step import run_keys
 
 # peft 0.21 asks transformers 5.23 by a name that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-SEED, T = 3, 2.0
 PAIRS = make_pairs(10, longest=14)
-CONFIG = make_config(
-    seed=SEED,
-    lora={"rank": 4, "alpha": 8.0},
-    distillation={"batch_size": 4, "epochs": 4, "learning_rate": 2e-2, "max_length": 14, "max_grad_norm": 0.5},
-)
+SETTINGS = {
+    "seed": 3,
+    "lora": {"rank": 4, "alpha": 8.0},
+    "distillation": {"batch_size": 4, "epochs": 4, "learning_rate": 2e-2, "max_length": 14, "max_grad_norm": 0.5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,73 +45,53 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def collate(examples):
-    """(tokens, labels, attention mask), padded on the right; labels are -100 outside of the reply."""
-    longest = max(len(p) + len(r) for p, r in examples)
-    tokens, mask = torch.zeros(len(examples), longest, dtype=torch.long), torch.zeros(len(examples), longest)
-    reply = torch.zeros(len(examples), longest, dtype=torch.bool)
-    for row, (p, r) in enumerate(examples):
-        tokens[row, : len(p) + len(r)] = torch.tensor(p + r)
-        mask[row, : len(p) + len(r)] = 1
-        reply[row, len(p) - 1 : len(p) + len(r) - 1] = True
-    return tokens, mask, reply
-
-
-def reference(checkpoint, adapter):
-    """[(loss, gradient norm)] of every step, and the adapter's tensors at the end."""
-    base = transformers.Qwen2ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    cut = []
-    for pair in PAIRS:
-        reply = pair.reply_ids[: CONFIG.distillation.max_length - 1]
-        cut.append((pair.student_prompt_ids[-(CONFIG.distillation.max_length - len(reply)) :], reply))
-    teacher_logits = []
-    for pair, (_, reply) in zip(PAIRS, cut, strict=True):
-        with torch.no_grad():
-            logits = base(torch.tensor([pair.teacher_prompt_ids + pair.reply_ids])).logits[0]
-        start = len(pair.teacher_prompt_ids) - 1
-        teacher_logits.append(logits[start : start + len(reply)])
-    model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    settings = CONFIG.distillation
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=0.0)
-    order = data_order(len(PAIRS), batch_size=4, epochs=4, seed=SEED)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, len(order))
-    numbers = []
-    for step in range(len(order)):
-        tokens, mask, reply = collate([cut[i] for i in order[step]])
-        student = model(input_ids=tokens, attention_mask=mask).logits[reply]
-        teacher = torch.cat([teacher_logits[i] for i in order[step]])
-        log_p, q = torch.log_softmax(student / T, -1), torch.softmax(teacher / T, -1)
-        loss = torch.nn.functional.kl_div(log_p, q, reduction="batchmean") * T * T
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        numbers.append((loss.item(), norm.item()))
-    return numbers, peft.get_peft_model_state_dict(model)
-
-
-def test_every_step_is_that_of_the_published_trainer(checkpoint, tmp_path):
-    model = load_model(checkpoint, dtype=np.dtype("float32"))
-    save_adapter(init_lora(model.config, CONFIG.lora, key=run_keys(SEED)[0]), tmp_path / "start", base=str(checkpoint))
-    expected, expected_adapter = reference(checkpoint, tmp_path / "start")
-
-    make_targets(PAIRS, tmp_path / "targets", config=CONFIG, model=model)
-    summary = distillation.run(
+@pytest.mark.parametrize("kl_weight", [1.0, 0.7])
+def test_every_step_is_that_of_the_published_trainer(checkpoint, tmp_path, kl_weight):
+    config = make_config(**{**SETTINGS, "distillation": {**SETTINGS["distillation"], "kl_weight": kl_weight}})
+    workspace = make_workspace(load_model(checkpoint, dtype=np.dtype("float32")))
+    workspace.model_folder = checkpoint
+    make_targets(PAIRS, tmp_path / "targets", config=config, model=workspace.model)
+    ours = distillation.run(
         PAIRS,
-        config=CONFIG,
+        config=config,
         store_folder=tmp_path / "targets",
         folder=tmp_path / "distillation",
-        workspace=make_workspace(model),
+        workspace=workspace,
     )
-    rows = read_metrics(tmp_path / "distillation")
-    assert len(rows) == len(expected) == 12
-    assert summary["cut_prompts"] > summary["cut_replies"] > 0
-    assert expected[-1][0] < 0.85 * expected[0][0]  # it learns, so the comparison means something
-    np.testing.assert_allclose([row["loss"] for row in rows], [loss for loss, _ in expected], rtol=1e-5)
-    np.testing.assert_allclose([row["grad_norm"] for row in rows], [norm for _, norm in expected], rtol=1e-4)
-    adapter = load_file(tmp_path / "distillation" / "adapter" / "adapter_model.safetensors")
-    assert adapter.keys() == expected_adapter.keys()
-    for name, tensor in expected_adapter.items():
-        np.testing.assert_allclose(adapter[name], tensor.detach(), rtol=2e-2, atol=2e-4, err_msg=name)
+    theirs = torch_trainer.run(PAIRS, config=config, folder=tmp_path / "torch", workspace=workspace)
+    rows, expected = read_metrics(tmp_path / "distillation"), read_metrics(tmp_path / "torch")
+    assert {k: v for k, v in ours.items() if isinstance(v, int)} == {
+        k: v for k, v in theirs.items() if isinstance(v, int)
+    }
+    assert ours["steps"] == len(rows) == 12
+    assert ours["cut_prompts"] > ours["cut_replies"] > 0
+    assert expected[-1]["loss"] < 0.85 * expected[0]["loss"]  # it learns, so the comparison means something
+    for name, rtol in (("loss", 1e-5), ("grad_norm", 1e-4), ("learning_rate", 1e-6), ("reply_tokens", 0)):
+        np.testing.assert_allclose([r[name] for r in rows], [r[name] for r in expected], rtol=rtol, err_msg=name)
+    assert_same_adapter(tmp_path / "distillation" / "adapter", tmp_path / "torch" / "adapter")
+    load_adapter(tmp_path / "torch" / "adapter", workspace.model.config)
+
+
+def test_the_published_trainer_learns_from_our_targets(checkpoint, tmp_path):
+    """From stored hidden states as from its own logits, with recomputation as without."""
+    workspace = make_workspace(load_model(checkpoint, dtype=np.dtype("float32")))
+    workspace.model_folder = checkpoint
+    make_targets(PAIRS, tmp_path / "targets", model=workspace.model)
+    for name, store, remat in (("own", None, "none"), ("stored", tmp_path / "targets", "full")):
+        config = make_config(**{**SETTINGS, "distillation": {**SETTINGS["distillation"], "epochs": 1, "remat": remat}})
+        torch_trainer.run(PAIRS, config=config, folder=tmp_path / name, workspace=workspace, store_folder=store)
+    own, stored = ([row["loss"] for row in read_metrics(tmp_path / name)] for name in ("own", "stored"))
+    np.testing.assert_allclose(stored, own, rtol=1e-5)
+
+
+def test_settings_that_the_published_trainer_has_not_are_refused(tmp_path):
+    config = make_config(distillation={"loss": "jsd", "skip_first": 2})
+    with pytest.raises(SsbError, match="loss='jsd', skip_first=2"):
+        torch_trainer.run(PAIRS, config=config, folder=tmp_path, workspace=None)
+
+
+def assert_same_adapter(ours, theirs):
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, rtol=2e-2, atol=2e-4, err_msg=name)
