@@ -147,10 +147,9 @@ def stored_teacher(student: "peft.PeftModel", pairs: Sequence[Pair], store: Targ
         raise SsbError(
             f"{len(missing)} pairs have no targets in {store.folder}, the first {missing[0]}; run `ssb targets`"
         )
-    if store.info.encoding not in ("hidden", "logits"):
-        raise SsbError(
-            f"the published trainer needs hidden states or logits; {store.folder} holds {store.info.encoding}"
-        )
+    encoding = store.info.encoding
+    if encoding not in ("hidden", "logits"):
+        raise SsbError(f"the published trainer needs hidden states or logits; {store.folder} holds {encoding}")
     head = student.get_output_embeddings().weight
 
     def read(pair: Pair) -> "torch.Tensor":

@@ -17,8 +17,6 @@ from ssb_jax.checkpoint import checkpoints, restore, save
 from ssb_jax.config import Config, Distillation, SsbError
 from ssb_jax.config import Lora as LoraSettings
 from ssb_jax.console import note, progress
-from ssb_jax.losses.chunked import make_objective
-from ssb_jax.losses.menu import resolve_loss
 from ssb_jax.metrics import MetricsLog, open_metrics, read_metrics
 from ssb_jax.model.adapters import replace_adapter
 from ssb_jax.model.lora import Lora
@@ -28,15 +26,7 @@ from ssb_jax.records import Pair
 from ssb_jax.store import open_store
 from ssb_jax.training.batches import Weighting
 from ssb_jax.training.plan import Plan, Prepared, Targets, make_plan, prepared_batches
-from ssb_jax.training.step import (
-    StepNumbers,
-    init_state,
-    make_optimizer,
-    make_schedule,
-    make_step,
-    put_batch,
-    run_keys,
-)
+from ssb_jax.training.step import StepNumbers, build_step, init_state, put_batch, run_keys
 from ssb_jax.workspace import Workspace
 
 
@@ -93,26 +83,12 @@ def distil(
       The adapter and a summary of the whole run, interrupted parts included.
     """
     plan = make_plan(model.config, pairs, settings=settings, seed=seed, mesh=mesh)
-    schedule = make_schedule(settings, plan.steps)
-    optimizer = make_optimizer(settings, schedule)
-    loss = resolve_loss(settings.loss, settings.loss_options)
-    init_key, dropout_key = run_keys(seed)
-    step = make_step(
-        objective=make_objective(loss, temperature=settings.temperature, kl_weight=settings.kl_weight),
-        optimizer=optimizer,
-        schedule=schedule,
-        chunk=plan.grid.chunk,
-        examples=settings.batch_size,
-        remat=settings.remat,
-        dropout_key=dropout_key if lora_settings.dropout > 0 else None,
-        select=settings.select,
-        select_share=settings.select_share,
-    )
+    step, optimizer = build_step(settings, lora_settings, steps=plan.steps, chunk=plan.grid.chunk, seed=seed)
     ignored = special_ids if settings.ignore_special_tokens else frozenset()
     weighting = Weighting(settings.reduction, settings.stop_weight, settings.skip_first, ignored, settings.last_weight)
     batches = prepared_batches(plan, targets, weighting=weighting, encoding=encoding, pad_id=pad_id)
     with checkpoints(folder / "checkpoints", keep=settings.keep_checkpoints) as manager, use_mesh(mesh):
-        state = init_state(model, lora_settings, optimizer, key=init_key, mesh=mesh)
+        state = init_state(model, lora_settings, optimizer, key=run_keys(seed)[0], mesh=mesh)
         found = restore(manager, like=state)
         if found is not None:
             state, position = found

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from ssb_jax.config import Distillation, SsbError
 from ssb_jax.config import Lora as LoraSettings
-from ssb_jax.losses.chunked import Objective, TokenStats, token_losses
+from ssb_jax.losses.chunked import Objective, TokenStats, make_objective, token_losses
+from ssb_jax.losses.menu import resolve_loss
 from ssb_jax.losses.selection import select_tokens
 from ssb_jax.model.lora import Lora, init_lora, lora_shardings
 from ssb_jax.model.sharding import constrain, spec
@@ -133,6 +134,27 @@ def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     return jax.tree.map(put, batch, batch_shardings(batch, mesh))
 
 
+def build_step(
+    settings: Distillation, lora_settings: LoraSettings, *, steps: int, chunk: int, seed: int
+) -> tuple[Step, optax.GradientTransformation]:
+    """The step and the optimizer that the settings of a run of so many steps ask for; see `make_step`."""
+    schedule = make_schedule(settings, steps)
+    optimizer = make_optimizer(settings, schedule)
+    loss = resolve_loss(settings.loss, settings.loss_options)
+    step = make_step(
+        objective=make_objective(loss, temperature=settings.temperature, kl_weight=settings.kl_weight),
+        optimizer=optimizer,
+        schedule=schedule,
+        chunk=chunk,
+        examples=settings.batch_size,
+        remat=settings.remat,
+        dropout_key=run_keys(seed)[1] if lora_settings.dropout > 0 else None,
+        select=settings.select,
+        select_share=settings.select_share,
+    )
+    return step, optimizer
+
+
 def make_step(
     *,
     objective: Objective,
@@ -190,7 +212,7 @@ def make_step(
         numbers = StepNumbers(
             loss=loss,
             grad_norm=norm,
-            learning_rate=jnp.asarray(schedule(_updates_done(state.optimizer)), jnp.float32),
+            learning_rate=jnp.asarray(schedule(_updates_done(state)), jnp.float32),
             example_losses=example_losses,
             **{name: getattr(stats, name) / tokens for name in TokenStats.__dataclass_fields__},
         )
@@ -199,9 +221,10 @@ def make_step(
     return jax.jit(step, donate_argnums=1)
 
 
-def _updates_done(optimizer_state: Any) -> Int[Array, ""]:
-    """By which the schedule goes: one less than the steps for each that changed nothing."""
-    return optax.tree.get_all_with_path(optimizer_state, "count")[0][1]
+def _updates_done(state: TrainState) -> Int[Array, ""]:
+    """By which the schedule goes: one less than the steps for each that changed nothing, where the optimizer counts."""
+    counts = optax.tree.get_all_with_path(state.optimizer, "count")
+    return counts[0][1] if counts else state.step
 
 
 def reply_losses(
