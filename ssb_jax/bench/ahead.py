@@ -13,7 +13,6 @@ from typing import Any
 import click
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -22,6 +21,7 @@ from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.sharding import make_mesh, use_mesh
 from ssb_jax.model.transformer import abstract_model, model_shardings
 from ssb_jax.sampling import device
+from ssb_jax.training.lowering import placed
 
 QWEN25_3B = ModelConfig(
     vocab_size=151936,
@@ -56,10 +56,11 @@ def compile_engine(
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     model = abstract_model(config, dtype)
-    model = _placed(model, model_shardings(model, mesh))
+    model = placed(model, model_shardings(model, mesh))
     cache = jax.eval_shape(lambda: init_cache(config, slots, length, dtype))
-    cache = _placed(cache, cache_shardings(cache, mesh))
-    rows = _placed(device.empty_rows(slots, 4), replicated)
+    cache = placed(cache, cache_shardings(cache, mesh))
+    rows = device.empty_rows(slots, 4)
+    rows = placed(rows, jax.tree.map(lambda _: replicated, rows))
     enough = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     tokens = jax.ShapeDtypeStruct((prompts, prompt_length), jnp.int32, sharding=replicated)
     lengths = jax.ShapeDtypeStruct((prompts,), jnp.int32, sharding=replicated)
@@ -72,15 +73,6 @@ def compile_engine(
         "decode": _report(decode, config) | {"cache_bytes": held},
         "prefill": _report(prefill, config),
     }
-
-
-def _placed(tree: Any, sharding: Any) -> Any:
-    shardings = jax.tree.map(lambda _: sharding, tree) if isinstance(sharding, NamedSharding) else sharding
-
-    def abstract(x, s):
-        return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s)
-
-    return jax.tree.map(abstract, tree, shardings)
 
 
 def _report(compiled: jax.stages.Compiled, config: ModelConfig) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Int
 from ssb_jax.config import Config, SsbError
 from ssb_jax.console import progress
 from ssb_jax.model.sharding import spec, use_mesh
-from ssb_jax.model.transformer import Transformer
+from ssb_jax.model.transformer import ModelConfig, Transformer, abstract_model, model_shardings
 from ssb_jax.records import Pair
 from ssb_jax.store import TargetWriter, open_store, store_info
 from ssb_jax.training.layout import Grid, Shape, bucket, choose_shapes, fitting
+from ssb_jax.training.lowering import placed
 from ssb_jax.workspace import Workspace
 
 
@@ -84,6 +85,19 @@ def teacher_targets(
             for row, pair in enumerate(batch):
                 values = states[row] if head is None else head(model, states[row])
                 yield pair, np.asarray(values)[: len(pair.reply_ids)]
+
+
+def lower_teacher(
+    config: ModelConfig, mesh: Mesh, pairs: Sequence[Pair], *, dtype: jnp.dtype = jnp.bfloat16
+) -> jax.stages.Lowered:
+    """The teacher's pass over these pairs as one batch, lowered for a mesh whose devices need not be there."""
+    model = abstract_model(config, dtype)
+    batch, shape = next(_batches(pairs, len(pairs), mesh))
+    sharding = NamedSharding(mesh, spec("batch", "tokens"))
+    arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in _arrays(batch, shape)]
+    model = placed(model, model_shardings(model, mesh))
+    with use_mesh(mesh):
+        return _states_function(mesh).lower(model, *arrays)
 
 
 def _check(pairs: Sequence[Pair], model: Transformer) -> None:

@@ -1,0 +1,72 @@
+"""The training step as a run would compile it, lowered for a mesh from shapes alone: nothing is loaded or executed.
+
+For compiling ahead of time (`python -m ssb_jax.bench.ahead_step`, `ssb preflight`) on devices that need not be there.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ssb_jax.config import Distillation
+from ssb_jax.config import Lora as LoraSettings
+from ssb_jax.model.sharding import use_mesh
+from ssb_jax.model.transformer import ModelConfig, abstract_model, model_shardings
+from ssb_jax.records import Pair
+from ssb_jax.training.batches import Batch, Weighting
+from ssb_jax.training.plan import Plan, make_plan, prepared_batches
+from ssb_jax.training.step import batch_shardings, build_step, init_state, run_keys, state_shardings
+
+
+def lower_step(
+    config: ModelConfig,
+    mesh: Mesh,
+    pairs: Sequence[Pair],
+    *,
+    settings: Distillation,
+    lora_settings: LoraSettings,
+    dtype: jnp.dtype = jnp.bfloat16,
+    encoding: str = "hidden",
+) -> jax.stages.Lowered:
+    """The step on the first batch that these pairs give; `.compile()` of it says how much memory a chip needs."""
+    plan = make_plan(config, pairs, settings=settings, seed=0, mesh=mesh)
+    step, optimizer = build_step(settings, lora_settings, steps=plan.steps, chunk=plan.grid.chunk, seed=0)
+    model = abstract_model(config, dtype)
+    state = jax.eval_shape(lambda key: init_state(model, lora_settings, optimizer, key=key), run_keys(0)[0])
+    batch = _first_batch(plan, width=config.hidden_size if encoding == "hidden" else config.vocab_size, dtype=dtype)
+    arguments = (
+        placed(model, model_shardings(model, mesh)),
+        placed(state, state_shardings(state, optimizer, mesh)),
+        placed(batch, batch_shardings(batch, mesh)),
+    )
+    with use_mesh(mesh):  # in here nothing may be computed: the mesh's devices are perhaps not there
+        return step.lower(*arguments)
+
+
+def made_up_pairs(count: int, *, prompt: int, reply: int, teacher_prompt: int, vocabulary: int) -> list[Pair]:
+    """Pairs of random tokens with these lengths, always the same ones."""
+    rng = np.random.default_rng(0)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, vocabulary, length).tolist())
+
+    return [
+        Pair(f"made-up-{i}", "", "", "", ids(teacher_prompt), ids(prompt), ids(reply), teacher_stop=False)
+        for i in range(count)
+    ]
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Each array of a tree as its shape, dtype and sharding."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s), tree, shardings)
+
+
+def _first_batch(plan: Plan, *, width: int, dtype: jnp.dtype) -> Batch:
+    def targets(pair: Pair) -> np.ndarray:
+        return np.zeros((len(pair.reply_ids), width), dtype)
+
+    batches = prepared_batches(plan, targets, weighting=Weighting(), encoding="hidden", pad_id=0)
+    return next(batches).batch
