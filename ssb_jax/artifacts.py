@@ -14,13 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import filelock
 import pydantic
+from typing_extensions import TypedDict
 
 from ssb_jax.config import Config, SsbError
 
@@ -56,7 +57,7 @@ def iterate_jsonl(path: Path, record_type: type[Record]) -> Iterator[tuple[int, 
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, adapter.validate_json(line)
+                    yield number, adapter.validate_json(line, strict=True)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -150,6 +151,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class FileFacts(TypedDict):
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Says that a folder is complete, what it was made from and what is in it.
@@ -158,14 +166,24 @@ class Manifest:
       made_from: settings and input digests; a folder is reused only for an equal one.
       counts: what the stage reports (rows by outcome, tokens, ...).
       files: file name -> size in bytes and SHA-256.
+      seal: digest of all the others, so that a manifest that was changed is noticed.
     """
 
     stage: str
     made_from: dict[str, Any]
     counts: dict[str, Any]
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileFacts]
     seconds: float
     versions: dict[str, str]
+    seal: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.seal:
+            object.__setattr__(self, "seal", self.own_digest())
+
+    def own_digest(self) -> str:
+        """What the seal must be."""
+        return digest({name: value for name, value in asdict(self).items() if name != "seal"})
 
     @property
     def digest(self) -> str:
@@ -177,7 +195,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a complete folder, None of an incomplete one.
 
     Raises:
-      SsbError: the manifest is not readable, or a file it lists is missing or has another size.
+      SsbError: the manifest is not readable, or a file it lists is missing or is not what was written.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -186,6 +204,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         manifest = _adapter(Manifest).validate_json(path.read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         raise SsbError(f"{path} is not a readable manifest ({error}); delete {folder} to make it again") from None
+    if manifest.seal != manifest.own_digest():
+        raise SsbError(f"{path} is not what was written; delete {folder} to make it again")
     for name, facts in manifest.files.items():
         file = folder / name
         size = file.stat().st_size if file.is_file() else None
@@ -194,12 +214,20 @@ def read_manifest(folder: Path) -> Manifest | None:
             raise SsbError(
                 f"{file} {found}, its manifest says {facts['bytes']} bytes; delete {folder} to make it again"
             )
+        if _digest_once(file, file.stat().st_mtime_ns) != facts["sha256"]:
+            raise SsbError(f"{file} is not what its manifest vouches for; delete {folder} to make it again")
     return manifest
 
 
 def training_folder(run_folder: Path, config: Config) -> Path:
     """Where the adapter of a run is trained, and then is."""
     return run_folder / ("grpo" if config.method == "grpo" else "distillation")
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest_once(file: Path, mtime_ns: int) -> str:
+    """A file's digest, computed once a process while the file is not touched."""
+    return file_digest(file)
 
 
 def complete(
@@ -316,7 +344,7 @@ def owning(folder: Path) -> Iterator[None]:
         lock = filelock.FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except filelock.Timeout:
-        who = owner.read_text() if owner.exists() else "another process"
+        who = owner.read_text(errors="replace") if owner.exists() else "another process"
         raise SsbError(f"{folder} is in use by {who}; wait for it to end, or use another --out") from None
     except OSError as error:
         raise SsbError(f"{folder} cannot be written: {error.strerror}; choose another --out") from None

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
-from ssb_jax.config import SsbError
+from ssb_jax.config import Sampling, SsbError
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,14 @@ def load_chat(folder: str | Path, *, generation_folder: str | Path | None = None
       generation_folder: holds generation_config.json, when it is not the same folder.
 
     Raises:
-      SsbError: no tokenizer.json, no chat template, or no end-of-turn token.
+      SsbError: no tokenizer.json, no chat template that works, or no end-of-turn token.
     """
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
         raise SsbError(f"{folder}: expected a tokenizer.json; set model.tokenizer to a folder or hub id that has one")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the library raises Exception itself for a file that it cannot read
         raise SsbError(f"{folder}: the tokenizer cannot be read: {error}") from None
     if tokenizer.chat_template is None:
         raise SsbError(f"{folder}: the tokenizer has no chat template; use an instruct model's tokenizer")
@@ -76,24 +77,37 @@ def load_chat(folder: str | Path, *, generation_folder: str | Path | None = None
         raise SsbError(f"{folder}: tokenizer_config.json names no eos_token, which must be the end-of-turn token")
     stops = [tokenizer.eos_token_id, *_eos_ids(generation_defaults(generation_folder or folder))]
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return Chat(tokenizer, tokenizer.eos_token_id, tuple(dict.fromkeys(stops)), pad_id)
+    chat = Chat(tokenizer, tokenizer.eos_token_id, tuple(dict.fromkeys(stops)), pad_id)
+    try:
+        chat.encode_prompt([{"role": "user", "content": "1 + 1"}])
+    except Exception as error:  # a template is a program, and may raise anything
+        raise SsbError(f"{folder}: the chat template does not work: {type(error).__name__}: {error}") from None
+    return chat
 
 
 def generation_defaults(folder: str | Path) -> dict:
     """The settings in a checkpoint's generation_config.json; empty when there is none.
 
     Raises:
-      SsbError: the file is not JSON.
+      SsbError: the file is not JSON, or a setting in it that generation uses is not valid.
     """
     path = Path(folder) / "generation_config.json"
     if not path.is_file():
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SsbError(f"{path}: expected JSON: {error}") from None
     if not isinstance(values, dict):
         raise SsbError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    eos = values.get("eos_token_id")
+    if not (eos is None or type(eos) is int or (isinstance(eos, list) and all(type(i) is int for i in eos))):
+        raise SsbError(f"{path}: eos_token_id must be a token id or a list of them, got {eos!r}")
+    try:
+        Sampling.model_validate({name: values.get(name) for name in Sampling.model_fields if name != "max_new_tokens"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SsbError(f"{path}: {first['loc'][0]}: {first['msg'].lower()}, got {first['input']!r}") from None
     return values
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import pydantic
 
 from ssb_jax.artifacts import file_digest, write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.console import note
+
+_SEAL = pydantic.TypeAdapter(dict[str, str])  # file -> SHA-256
 
 
 @contextlib.contextmanager
@@ -91,7 +94,7 @@ def _seal(manager: ocp.CheckpointManager) -> None:
         if not _digests(manager, step).exists():
             write_atomically(_digests(manager, step), json.dumps(_describe(manager, step)))
     for path in _digests(manager, 0).parent.glob("*.json"):
-        if int(path.stem) not in steps:
+        if path.stem not in map(str, steps):
             path.unlink()
 
 
@@ -100,8 +103,11 @@ def _damage(manager: ocp.CheckpointManager, step: int) -> str | None:
     path = _digests(manager, step)
     if not path.exists():
         return None
-    sealed, found = json.loads(path.read_bytes()), _describe(manager, step)
-    changed = [name for name in sealed if found.get(name) != sealed[name]]
+    try:
+        sealed, found = _SEAL.validate_json(path.read_bytes()), _describe(manager, step)
+    except ValueError:
+        return f"its digests in {path} are not readable"
+    changed = [name for name in sorted(sealed.keys() | found.keys()) if found.get(name) != sealed.get(name)]
     return f"{len(changed)} of its {len(sealed)} files changed, the first {changed[0]}" if changed else None
 
 

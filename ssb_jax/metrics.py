@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pydantic
 from tensorboardX import SummaryWriter
 
 from ssb_jax.artifacts import write_atomically
 from ssb_jax.config import SsbError
 
 METRICS = "metrics.jsonl"
+_ROW = pydantic.TypeAdapter(dict[str, int | float])
 
 
 class MetricsLog:
@@ -69,11 +71,18 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except ValueError as error:
-        raise SsbError(f"{path} is damaged ({error}); delete {folder} to train again") from None
+    data, rows = path.read_bytes(), []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            rows.append(_ROW.validate_json(line))
+            sound = rows[-1].get("step") == len(rows)
+        except pydantic.ValidationError:
+            sound = False
+        if not sound:
+            raise SsbError(
+                f"{path}, line {number}: expected the numbers of step {number}; delete {folder} to train again"
+            )
+    return rows
 
 
 @contextlib.contextmanager

@@ -17,12 +17,15 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from flax import nnx
 from jaxtyping import Array, Float, UInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -33,6 +36,7 @@ from ssb_jax.model.transformer import Transformer
 from ssb_jax.records import Pair
 
 STORE = "store.json"
+_SHARD = r"^[0-9]{5}-[0-9]{5}\.safetensors$"
 _AGAIN = "delete the targets folder and run `ssb targets` again"
 
 
@@ -62,6 +66,11 @@ class Entry:
     start: int
     tokens: int
     digest: str
+
+
+_INFO = pydantic.TypeAdapter(StoreInfo)
+_Row = tuple[Annotated[str, Field(pattern=_SHARD)], NonNegativeInt, PositiveInt, str]  # an Entry
+_INDEX = pydantic.TypeAdapter(dict[str, _Row])
 
 
 def pair_digest(pair: Pair) -> str:
@@ -228,6 +237,8 @@ class TargetStore:
             raise SsbError(f"targets of {pair.question_id}: {path} cannot be read ({error}); {_AGAIN}") from None
         if values.shape != (entry.tokens, self.info.width):
             raise SsbError(f"targets of {pair.question_id}: {path} holds too few rows; {_AGAIN}")
+        if values.dtype != jnp.dtype(self.info.dtype):
+            raise SsbError(f"targets of {pair.question_id}: {path} holds {values.dtype} numbers; {_AGAIN}")
         _check_finite(pair, values, _AGAIN)
         return values
 
@@ -265,17 +276,17 @@ def open_store(folder: Path) -> TargetStore:
 
 def _read_info(folder: Path) -> StoreInfo:
     try:
-        return StoreInfo(**json.loads((folder / STORE).read_bytes()))
+        return _INFO.validate_json((folder / STORE).read_bytes())
     except FileNotFoundError:
         raise SsbError(f"no targets in {folder} (no {STORE}); run `ssb targets` first") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise SsbError(f"{folder / STORE} cannot be read ({error}); {_AGAIN}") from None
 
 
 def _read_index(path: Path) -> dict[str, Entry]:
     try:
-        return {key: Entry(*values) for key, values in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return {key: Entry(*values) for key, values in _INDEX.validate_json(path.read_bytes()).items()}
+    except (OSError, ValueError) as error:
         raise SsbError(f"{path} cannot be read ({error}); {_AGAIN}") from None
 
 

@@ -49,7 +49,7 @@ def test_weights_and_biases_is_refused_where_it_is_not_installed(tmp_path, monke
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 1}\nnot json\n')
-    with pytest.raises(SsbError, match=r"metrics\.jsonl is damaged"):
+    with pytest.raises(SsbError, match=r"metrics\.jsonl, line 2: expected the numbers of step 2"):
         read_metrics(tmp_path)
 
 

@@ -23,7 +23,9 @@ _CHOICE = re.compile(
 _CHOICE_THEN = re.compile(
     r"^(?:\\text\{)?\s*(?:option|choice|answer)?:?\s*(?:\(\s*([A-J])\s*\)|([A-J])[).])\s*:?\s*\}?[.:]?\s*(\S.*)$"
 )
+_ANOTHER = re.compile(r"[,;&/]|(?:\\text\{\s*)?(?:or|and)\b")  # (B) or (C)
 _TIGHT_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9]|,[0-9])")
+_TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")  # 3 to 5, a ratio
 _DECIMAL_COMMA = re.compile(r"^(-?[0-9]+),([0-9]{1,2}|[0-9]{4,})(?![0-9,])")
 _SYNONYMS = {
     "nosolutions": "nosolution", "nosolutionsexist": "nosolution", "nosolutionexists": "nosolution",
@@ -66,6 +68,8 @@ def readings(gold: str, answer: str) -> list[tuple[str, str]]:
     """The ways to read commas between digits: 1,234 is a number and may be a list; 0,5 may be a decimal."""
     numbers = (_without_thousands(gold), _without_thousands(answer))
     pairs = [numbers, (gold, answer), (numbers[0], answer), (gold, numbers[1])]
+    if ":" in gold and _TO.search(answer):
+        pairs.append((gold, _TO.sub(":", answer)))
     if "," not in gold and (decimal := _DECIMAL_COMMA.match(answer)):
         pairs.append((gold, decimal.expand(r"\1.\2") + answer[decimal.end() :]))
     return list(dict.fromkeys(pairs))
@@ -89,7 +93,7 @@ def compare_choices(gold: str, answer: str) -> Match | None:
 def _choice(text: str) -> tuple[str, str]:
     if match := _CHOICE.match(text):
         return match.group(2).upper(), ""
-    if match := _CHOICE_THEN.match(text):
+    if (match := _CHOICE_THEN.match(text)) and not _ANOTHER.match(match.group(3)):
         return match.group(1) or match.group(2), match.group(3).removesuffix("}") if "\\text{" in text[
             :8
         ] else match.group(3)
@@ -106,6 +110,8 @@ def _same(gold: Value, answer: Value) -> Match:
     if isinstance(gold, Union) or isinstance(answer, Union):
         return _same_regions(gold, answer)
     if isinstance(gold, Words) or isinstance(answer, Words):
+        if isinstance(gold, Seq) or isinstance(answer, Seq):
+            return _same_regions(gold, answer)  # all real numbers
         return _same_words(gold, answer)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         return _same_matrices(gold, answer)
@@ -117,6 +123,8 @@ def _same(gold: Value, answer: Value) -> Match:
 def same_quantities(gold: Quantity, answer: Quantity) -> Match:
     """Compares values, units, percent signs, bases and scale words."""
     ratio = units_ratio(gold, answer)
+    if (radians := _in_radians(gold, answer)) is not None:
+        return radians
     if ratio is None or (gold.percent != answer.percent and (gold.unit or answer.unit)):
         return Match(False, "the units differ")
     if gold.base != answer.base and gold.base and answer.base:
@@ -133,6 +141,20 @@ def same_quantities(gold: Quantity, answer: Quantity) -> Match:
     results = [symbolic.equal_expressions(gold.value, answer.value, factor=factor) for factor in sorted(factors)]
     found = next((result for result in results if result.equal), results[-1])
     return Match(found.equal, found.reason)
+
+
+def _in_radians(gold: Quantity, answer: Quantity) -> Match | None:
+    """Degrees against a multiple of pi; None for other pairs."""
+    degrees = [side.unit is not None and side.unit[0] == (("angle", 1),) for side in (gold, answer)]
+    multiple = ["\\pi" in side.value and side.unit is None for side in (gold, answer)]
+    if not (degrees[0] and multiple[1]) and not (degrees[1] and multiple[0]):
+        return None
+    texts = [
+        rf"({side.value})\cdot\frac{{\pi}}{{180}}" if is_degrees else side.value
+        for side, is_degrees in zip((gold, answer), degrees, strict=True)
+    ]
+    result = symbolic.equal_expressions(*texts)
+    return Match(result.equal, f"in radians: {result.reason}")
 
 
 def _same_words(gold: Value, answer: Value) -> Match:

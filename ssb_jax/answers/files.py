@@ -1,6 +1,7 @@
 """Grading for people: a JSONL file of responses, and one pair with the reasoning shown."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,8 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
             raise SsbError(f"{where}: the key '{key}' is missing; expected 'gold' and 'response'")
         if not isinstance(row[key], types) or (isinstance(row[key], bool) and bool not in types):
             raise SsbError(f"{where}: '{key}' is {expected}, got {json.dumps(row[key])[:60]}")
+    if isinstance(row["gold"], float) and not math.isfinite(row["gold"]):
+        raise SsbError(f"{where}: 'gold' is {row['gold']}; expected a number or text")
     if not str(row["gold"]).strip():
         raise SsbError(f"{where}: 'gold' is empty; expected the right answer")
     return row

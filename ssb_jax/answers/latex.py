@@ -37,6 +37,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"(?<=[0-9])\s*,\s*\\!\s*(?=[0-9])", ""),
         (r"(?<=[0-9])\{,\}(?=[0-9]{3})", ""),
         (r"(?<=[0-9])\{,\}(?=[0-9])", "."),
+        (r"\{:\}", ":"),
         (r"(?<=[0-9])\\[,;: ](?=[0-9]{3}(?![0-9]))", ""),
         (r"(?<=[0-9])\{\s*\\[,;:]\s*\}(?=[0-9]{3}(?![0-9]))", ""),
         # spacing and sizes
@@ -47,6 +48,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:left|right)\s*\.", " "),
         (rf"\\(?:{_SIZES})(?![a-zA-Z])", " "),
         (r"\\(?:label|tag)\*?\{[^{}]*\}", " "),
+        (r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:therefore|checkmark|blacksquare)(?![a-zA-Z])", " "),
         (r"\s+", " "),  # before the rules that look around optional spaces
         # one name for each thing
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
@@ -78,12 +80,15 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\%", "%"),
         (r"\\p?mod\s*\{([^{}]*)\}|\\pmod\s*([0-9a-z])", r"\\text{ mod \1\2}"),
         (r"\\(?:operatorname|text|mathrm)\s*\{\s*a(?:rc)?(sin|cos|tan)\s*\}", r"\\arc\1 "),
+        (r"(?<=[\s0-9{])([aApP])\.\s?[mM]\.?(?![a-zA-Z])", r"\1m"),
         # fonts: a single letter loses its font, words become \text{...}
         (rf"\{{\s*\\(?:{_FONTS})(?![a-zA-Z])\s+([^{{}}]*)\}}", r"\\text{\1}"),
         (rf"\\(?:operatorname|mathrm|text|textrm)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
         (rf"\\(?:{_FONTS})\s*\{{", r"\\text{"),
         (r"\\text\{\s*\}", " "),
         (r"\\underline\s*\{([^{}]*)\}", r"\1"),
+        (r"\\over(?:line|leftrightarrow)\s*\{\s*([A-Z]{2})\s*\}", r"\1"),
+        (r"\\log\s*_\s*(?:e(?![a-zA-Z])|\{\s*e\s*\})", r"\\ln "),
         (r"\\math(?:cal|frak|scr)\s*\{([^{}]*)\}", r"\1"),
         # and, or
         (r"\s*,?\s*\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}\s*", ", "),
@@ -96,6 +101,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     ]
 ]  # fmt: skip
 
+_ROOT = re.compile(r"√\s*([0-9]+)")
 _TEXT = re.compile(r"\\text\{[^{}]*\}")
 _IDLE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
 _AND = re.compile(r"\s*,?\s+(?:and|or)\s+|\s*,\s*")
@@ -112,14 +118,14 @@ def tidy(text: str) -> str:
     """The text in our spelling."""
     text = text.strip()
     text = _TEXT_WITH_MATH.sub(r"\\text{\1} \2 \\text{\3}", text)
-    text = _undollar(text.translate(_CHARACTERS).strip())
+    text = _undollar(_ROOT.sub(r"\\sqrt{\1}", text).translate(_CHARACTERS).strip())
     if "\\\\begin" in text:
         text = text.replace("\\\\", "\\")  # backslashes doubled, as inside JSON
     elif "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z{}%$])", r"\\", text)
     text = text.replace("\\\\", ROW)
     text = _EMPHASIS.sub(r"\1", text.replace("\\$", "$"))
-    text = _unwrap(text, "\\boxed")
+    text = _unwrap(_unwrap(text, "\\boxed"), "\\fbox")
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _single_letters(text)
@@ -236,7 +242,7 @@ def _trim(text: str) -> str:
         text = text.strip().strip('"`')
         if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
             text = text[1:-1]
-        if text[-1:] in (".", ",", ";") and not text.endswith("..."):
+        if text[-1:] in (".", ",", ";", ROW, "\\") and not text.endswith("..."):
             text = text[:-1]
         text = text.removeprefix("=").removeprefix("\\approx")
         if text == before:

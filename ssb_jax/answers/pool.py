@@ -47,7 +47,8 @@ class _Entry:
     extracted: str
     gold: str
     grade: Grade | None = None
-    attempts: int = 0
+    attempts: int = 0  # that ended in a grader's death
+    sent: float | None = None  # when it was first given to a grader
 
 
 @dataclass
@@ -58,7 +59,6 @@ class _Slot:
     pid: int | None = None  # None until the first grader is ready
     entry: _Entry | None = None
     deadline: float = 0.0
-    sent: float = 0.0
     received: bytes = b""
     killed: bool = False
 
@@ -92,6 +92,7 @@ class GraderPool:
         self._slots: list[_Slot] = []
         self._nursery: subprocess.Popen | None = None
         self._selector = selectors.DefaultSelector()
+        self._again: deque[_Entry] = deque()  # whose grader died, through no fault of theirs as far as one can tell
         self.facts = PoolFacts()
 
     def __enter__(self) -> "GraderPool":
@@ -143,12 +144,13 @@ class GraderPool:
 
     def _dispatch(self, waiting: deque[_Entry]) -> None:
         for slot in self._slots:
-            if waiting and slot.entry is None and slot.pid is not None and not slot.killed:
-                self._give(slot, waiting.popleft())
+            source = self._again or waiting
+            if source and slot.entry is None and slot.pid is not None and not slot.killed:
+                self._give(slot, source.popleft())
 
     def _give(self, slot: _Slot, entry: _Entry) -> None:
-        slot.entry, slot.sent = entry, time.monotonic()
-        slot.deadline = slot.sent + self._time_limit + _GRACE
+        slot.entry, entry.sent = entry, time.monotonic() if entry.sent is None else entry.sent
+        slot.deadline = entry.sent + self._time_limit + _GRACE
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then the end of the channel is read
             slot.channel.sendall(json.dumps({"answer": entry.extracted, "gold": entry.gold}).encode() + b"\n")
 
@@ -193,25 +195,31 @@ class GraderPool:
             self.facts.deaths += 1
         if entry is None:
             return
-        self.facts.slowest = max(self.facts.slowest, time.monotonic() - slot.sent)
+        if "died" in message and _by_accident(message["died"]) and entry.attempts == 0:
+            entry.attempts = 1
+            self._again.append(entry)
+            return
+        self.facts.slowest = max(self.facts.slowest, time.monotonic() - entry.sent)
         if "died" in message:
             entry.grade = self._after_death(entry, message["died"])
         else:
             entry.grade = Grade(Outcome(message["outcome"]), entry.extracted, message["reason"])
 
     def _after_death(self, entry: _Entry, signal_number: int) -> Grade:
-        if signal_number in (signal.SIGALRM, signal.SIGXCPU):
-            return self._timed_out(entry)
-        if signal_number > 0:
+        if _by_accident(signal_number):
             name = signal.Signals(signal_number).name
-            return Grade(Outcome.FAILED, entry.extracted, f"the grader was killed by {name} (memory limit, or a crash)")
+            return Grade(
+                Outcome.FAILED, entry.extracted, f"the grader was killed twice, by {name} (memory limit, or a crash)"
+            )
+        if signal_number > 0:
+            return self._timed_out(entry)
         return Grade(Outcome.FAILED, entry.extracted, f"the grader broke down (exit status {-signal_number})")
 
     def _give_up(self, slot: _Slot) -> None:
         """Time is up: the verdict does not wait for the grader's death, which the nursery tells and makes good."""
         entry, slot.entry, slot.killed = slot.entry, None, True
         entry.grade = self._timed_out(entry)
-        self.facts.slowest = max(self.facts.slowest, time.monotonic() - slot.sent)
+        self.facts.slowest = max(self.facts.slowest, time.monotonic() - entry.sent)
         with contextlib.suppress(ProcessLookupError):
             os.kill(slot.pid, signal.SIGKILL)
 
@@ -265,10 +273,11 @@ class GraderPool:
 
     def _restart(self, waiting: deque[_Entry]) -> None:
         """The nursery is gone: starts another, and gives what was under way to it, once."""
-        under_way = [(slot.entry, slot.sent) for slot in self._slots if slot.entry is not None]
+        under_way = [slot.entry for slot in self._slots if slot.entry is not None]
         self._stop()
-        for entry, sent in reversed(under_way):
+        for entry in reversed(under_way):
             entry.attempts += 1
+            sent, entry.sent = entry.sent, None
             if time.monotonic() - sent >= self._time_limit:
                 entry.grade = self._timed_out(entry)
             elif entry.attempts > 1:
@@ -277,3 +286,8 @@ class GraderPool:
                 waiting.appendleft(entry)
         self._start()
         self._await_graders()
+
+
+def _by_accident(signal_number: int) -> bool:
+    """Whether a grader died by a signal that is not its time limit's: an answer gets a second grader then."""
+    return signal_number > 0 and signal_number not in (signal.SIGALRM, signal.SIGXCPU)

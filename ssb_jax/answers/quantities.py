@@ -54,6 +54,8 @@ _TABLE: list[tuple[str, str, Fraction]] = [
     ("yen", "¥ yen yuan jpy", Fraction(1)),
     ("angle", "° degree deg", Fraction(1)),
     ("radians", "radian rad", Fraction(1)),
+    ("before noon", "am", Fraction(1)),
+    ("after noon", "pm", Fraction(1)),
     ("celsius", "°c celsius", Fraction(1)),
     ("fahrenheit", "°f fahrenheit", Fraction(1)),
 ]

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from errno import EACCES, EDQUOT, EIO, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
 import click
@@ -27,7 +27,7 @@ class _Cli(click.Group):
             if trouble is None:
                 raise
             raise click.ClickException(
-                f"{trouble}; what was written so far is kept: make room and run the same command again"
+                f"{trouble}; what was written so far is kept: mend that and run the same command again"
             ) from None
 
 
@@ -36,10 +36,10 @@ def _disk_trouble(error: Exception) -> str | None:
 
     Libraries report it in types of their own (safetensors, tensorstore), so their text is looked at too.
     """
-    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS, EACCES, EPERM):
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS, EACCES, EPERM, EIO):
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
     text = str(error)
-    return next((os.strerror(code) for code in (ENOSPC, EDQUOT, EROFS) if os.strerror(code) in text), None)
+    return next((os.strerror(code) for code in (ENOSPC, EDQUOT, EROFS, EIO) if os.strerror(code) in text), None)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})

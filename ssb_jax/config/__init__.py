@@ -5,7 +5,7 @@ a run can be repeated from its own `config.yaml`. Knows no stage and no model.
 """
 
 from ssb_jax.config.errors import SsbError
-from ssb_jax.config.loading import config_from_dict, dump_config, load_config
+from ssb_jax.config.loading import config_from_dict, dump_config, load_config, read_yaml
 from ssb_jax.config.tree import (
     Config,
     Data,
@@ -52,4 +52,5 @@ __all__ = [
     "config_from_dict",
     "dump_config",
     "load_config",
+    "read_yaml",
 ]

@@ -1,10 +1,13 @@
 """YAML file + dotted overrides -> `Config`; unknown keys and bad values are errors."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
@@ -12,6 +15,9 @@ from yaml import YAMLError
 
 from ssb_jax.config.errors import SsbError
 from ssb_jax.config.tree import Config
+
+_MOST_CHARACTERS, _MOST_NODES = 200_000, 10_000
+_SECRET_NAME = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY", re.IGNORECASE)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -21,21 +27,64 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
       SsbError: the file is missing or not YAML, a key is unknown (with the nearest known one), a value is not valid.
     """
     path = Path(path)
-    try:
-        tree = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise SsbError(f"no configuration file {path}; expected a YAML file such as configs/tiny.yaml") from None
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise SsbError(f"{path} cannot be read as YAML: {error}") from None
+    if not path.exists():
+        raise SsbError(f"no configuration file {path}; expected a YAML file such as configs/tiny.yaml")
+    tree = read_yaml(path)
     if not OmegaConf.is_dict(tree):
         raise SsbError(f"{path}: expected settings as `key: value`, got {type(tree).__name__}")
     try:
         for key, value in _parse(overrides):
             OmegaConf.update(tree, key, value, merge=False)
         values = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError, IndexError) as error:
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise SsbError(f"settings of {path} and {list(overrides)}: {str(error).splitlines()[0]}") from None
+    _refuse_secrets(values, source=str(path))
     return config_from_dict(values, source=str(path))
+
+
+def _refuse_secrets(values: Any, *, source: str) -> None:
+    """Settings are written to files and logs, so no token of the environment may get among them."""
+    text = repr(values)
+    for name, secret in os.environ.items():
+        if _SECRET_NAME.search(name) and len(secret) >= 8 and secret in text:
+            raise SsbError(
+                f"{source}: a setting holds the value of the environment variable {name}; settings are written to "
+                "files: take it out, libraries find it in the environment by themselves"
+            )
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file as OmegaConf holds it, its interpolations not resolved yet.
+
+    Raises:
+      SsbError: the file cannot be read, is not YAML, or is too large once its aliases are written out.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if len(text) > _MOST_CHARACTERS or _written_out(yaml.compose(text, yaml.SafeLoader)) > _MOST_NODES:
+            raise SsbError(f"{path} is too large for settings (at most {_MOST_NODES:,} values, aliases written out)")
+        return OmegaConf.load(path)
+    except RecursionError:
+        raise SsbError(f"{path} cannot be read as YAML: nested too deeply") from None
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
+        raise SsbError(f"{path} cannot be read as YAML: {error}") from None
+
+
+def _written_out(root: yaml.Node | None) -> int:
+    """How many values a document has when each alias is the copy that it stands for; endless ones are too many."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if isinstance(node, tuple | list):
+            return sum(map(size, node))
+        if not isinstance(node, yaml.CollectionNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_NODES  # stands while inside itself
+            sizes[id(node)] = 1 + size(node.value)
+        return min(sizes[id(node)], 2 * _MOST_NODES)
+
+    return 0 if root is None else size(root)
 
 
 def config_from_dict(values: Any, *, source: str = "settings") -> Config:

@@ -127,15 +127,21 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         if name in settings and settings[name] not in off
     ]
     rank, alpha, targets = (settings.get(name) for name in ("r", "lora_alpha", "target_modules"))
-    if not isinstance(rank, int) or rank < 1:
+    if type(rank) is not int or rank < 1:
         problems.append(f"r must be a positive whole number, got {rank!r}")
-    if not isinstance(alpha, int | float):
+    if not _is_number(alpha):
         problems.append(f"lora_alpha must be a number, got {alpha!r}")
-    if not isinstance(targets, list) or not targets or set(targets) - set(LORA_MODULES):
+    if not _is_number(settings.get("lora_dropout", 0.0)):
+        problems.append(f"lora_dropout must be a number, got {settings['lora_dropout']!r}")
+    if not isinstance(targets, list) or not targets or any(name not in LORA_MODULES for name in targets):
         problems.append(f"target_modules must be a list of {', '.join(LORA_MODULES)}; got {targets!r}")
     if problems:
         raise SsbError(f"{path}: {'; '.join(problems)}")
     return settings
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30  # neither infinite nor NaN
 
 
 def _read_tensors(path: Path, expected: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -152,6 +158,11 @@ def _read_tensors(path: Path, expected: dict[str, tuple[int, int]]) -> dict[str,
         ]
         problems += [f"dtype: {name} is {dtype}" for name, dtype in dtypes.items() if dtype not in DISK_DTYPES]
         if not problems:
-            return {name: file.get_tensor(name) for name in expected}
+            tensors = {name: file.get_tensor(name) for name in expected}
+            problems = [
+                f"not finite: {name}" for name, x in tensors.items() if not np.isfinite(x.astype(np.float32)).all()
+            ]
+        if not problems:
+            return tensors
     listed = "\n  ".join(problems)
     raise SsbError(f"{path} does not fit its config and this base model ({len(problems)} problems):\n  {listed}")

@@ -45,13 +45,12 @@ class ModelConfig:
 
         Raises SsbError listing everything in it that this network does not implement or that is absent.
         """
+        if problems := _malformed(raw):
+            raise SsbError("config.json does not describe a supported Qwen2 model: " + "; ".join(problems))
         problems = _unsupported(raw)
         missing = [name for name in (*_SIZES, "rms_norm_eps") if raw.get(name) is None and name not in _DERIVABLE]
         if missing:
             problems.append(f"missing: {', '.join(missing)}")
-        for name in _SIZES:
-            if raw.get(name) is not None and type(raw[name]) is not int:
-                problems.append(f"{name} must be a whole number, got {raw[name]!r}")
         if problems:
             raise SsbError("config.json does not describe a supported Qwen2 model: " + "; ".join(problems))
         sizes = {ours: raw[theirs] for theirs, ours in _SIZES.items() if raw.get(theirs) is not None}
@@ -99,12 +98,34 @@ _SIZES = {
     "head_dim": "head_dim",
     "max_position_embeddings": "max_position_embeddings",
 }
+_LARGEST = {name: 10_000 if name == "num_hidden_layers" else 1 << 31 for name in _SIZES}
 _DERIVABLE = ("num_key_value_heads", "head_dim")
 
 
 def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The rotary settings: transformers 5 writes `rope_parameters`, earlier versions `rope_scaling`."""
     return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+
+
+def _malformed(raw: Mapping[str, Any]) -> list[str]:
+    """What is not even of the right type."""
+    problems = []
+    for name in _SIZES:
+        if raw.get(name) is not None and type(raw[name]) is not int:
+            problems.append(f"{name} must be a whole number, got {raw[name]!r}")
+        elif (raw.get(name) or 0) >= _LARGEST[name]:
+            problems.append(f"{name} must be below {_LARGEST[name]:,}, got {raw[name]:,}")
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(name) or {}, dict):
+            problems.append(f"{name} must be an object, got {raw[name]!r}")
+    if not isinstance(raw.get("layer_types") or [], list):
+        problems.append(f"layer_types must be a list, got {raw['layer_types']!r}")
+    for holder in (raw, {} if problems else _rope(raw)):
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range", "partial_rotary_factor", "max_window_layers"):
+            value = holder.get(name)
+            if value is not None and (type(value) not in (int, float) or not 0 <= value < 1e30):
+                problems.append(f"{name} must be a number that is not negative, got {value!r}")
+    return problems
 
 
 def _unsupported(raw: Mapping[str, Any]) -> list[str]:
@@ -123,8 +144,8 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     depth = raw.get("num_hidden_layers") or 0
     if raw.get("use_sliding_window") and raw.get("sliding_window") and raw.get("max_window_layers", 28) < depth:
         problems.append("sliding-window attention is in use and not implemented")
-    elif set(raw.get("layer_types") or ()) - {"full_attention"}:
-        problems.append(f"layer_types other than full_attention: {sorted(set(raw['layer_types']))}")
+    elif other := [kind for kind in raw.get("layer_types") or () if kind != "full_attention"]:
+        problems.append(f"layer_types other than full_attention: {other[:3]}")
     if raw.get("quantization_config"):
         problems.append("quantized weights are not supported; use the float checkpoint")
     return problems

@@ -213,7 +213,7 @@ def read_json(path: Path, why: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SsbError(f"{path} cannot be read ({error.strerror}); {why}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SsbError(f"{path} is not JSON ({error}); {why}") from None
     if not isinstance(content, dict):
         raise SsbError(f"{path} must hold a JSON object; {why}")
@@ -233,12 +233,16 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX_FILE).exists():
         index = read_json(folder / INDEX_FILE, "it says which file holds which tensor")
         weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise SsbError(f"{folder / INDEX_FILE} has no weight_map; download the folder again")
+        if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
+            raise SsbError(f"{folder / INDEX_FILE} has no weight_map of file names; download the folder again")
         return [folder / name for name in sorted(set(weight_map.values()))]
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
     raise SsbError(f"{folder} holds no weights: expected {WEIGHTS_FILE} or {INDEX_FILE}; download the folder again")
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) is not None
 
 
 def _open_tensors(folder: Path, stack: ExitStack) -> tuple[dict[str, Any], list[str]]:

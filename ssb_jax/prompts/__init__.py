@@ -9,14 +9,13 @@ from pathlib import Path
 
 import jinja2
 import jinja2.meta
+import jinja2.sandbox
 import pydantic
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from ssb_jax.config import Prompts, SsbError
+from ssb_jax.config import Prompts, SsbError, read_yaml
 
-_ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+_ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
 
 Message = dict[str, str]
 
@@ -110,9 +109,15 @@ def _template(setting: str, name: str, variables: set[str]) -> jinja2.Template:
         template = _ENVIRONMENT.from_string(text)
     except jinja2.TemplateSyntaxError as error:
         raise SsbError(f"prompts.{setting} ({name}), line {error.lineno}: {error.message}") from None
+    except RecursionError:
+        raise SsbError(f"prompts.{setting} ({name}): nested too deeply") from None
     if found != variables:
         expected = ", ".join(f"{{{{ {v} }}}}" for v in sorted(variables)) or "no variable"
         raise SsbError(f"prompts.{setting} ({name}): expected {expected}, found {', '.join(sorted(found)) or 'none'}")
+    try:
+        template.render(dict.fromkeys(variables, "1 + 1"))
+    except Exception as error:  # a template is a program, and may raise anything
+        raise SsbError(f"prompts.{setting} ({name}) does not work: {type(error).__name__}: {error}") from None
     return template
 
 
@@ -122,10 +127,10 @@ def _load_examples(path: str | None) -> tuple[Example, ...]:
     packaged = Path(__file__).parent / f"{path}.yaml"
     file = packaged if "/" not in path and packaged.is_file() else Path(path).expanduser()
     try:
-        rows = OmegaConf.to_container(OmegaConf.load(file))
+        rows = OmegaConf.to_container(read_yaml(file))
         return tuple(pydantic.TypeAdapter(list[Example]).validate_python(rows))
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise SsbError(f"prompts.examples: {file} cannot be read as YAML: {error}") from None
+    except SsbError as error:
+        raise SsbError(f"prompts.examples: {error}") from None
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

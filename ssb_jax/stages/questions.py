@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import re
 import unicodedata
@@ -15,6 +16,7 @@ from ssb_jax.records import Question
 from ssb_jax.tiny.problems import load_split
 
 BUILTIN = "builtin:arithmetic"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def run(data: Data, folder: Path) -> dict:
@@ -71,9 +73,9 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line) if line.strip() else None
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise SsbError(f"{where}: expected a JSON object: {error}") from None
-            if row is None:
+            if not line.strip():
                 continue
             if not isinstance(row, dict):
                 raise SsbError(f"{where}: expected a JSON object, got {type(row).__name__}")
@@ -97,7 +99,7 @@ def _hub_rows(data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
 def _question(row: dict[str, Any], where: str, data: Data) -> Question:
     def column(name: str) -> str:
         value = row.get(name)
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        if not _is_text(value):
             found = f"it is {value!r}" if name in row else f"the row has {', '.join(sorted(row)) or 'nothing'}"
             raise SsbError(f"{where}: expected text in the column {name!r}; {found}")
         return str(value).strip()
@@ -113,9 +115,18 @@ def _question(row: dict[str, Any], where: str, data: Data) -> Question:
         id=identifier,
         question=text,
         answer=answer,
-        subject=None if row.get("subject") is None else str(row["subject"]),
-        level=None if row.get("level") is None else str(row["level"]),
+        subject=None if row.get("subject") is None else _SURROGATE.sub("?", str(row["subject"])),
+        level=None if row.get("level") is None else _SURROGATE.sub("?", str(row["level"])),
     )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text, or a number that has one."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return False
+    return bool(str(value).strip()) and not _SURROGATE.search(str(value))  # UTF-8 holds no lone surrogate
 
 
 def _match(pattern: str, answer: str, where: str) -> str:
