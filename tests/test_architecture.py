@@ -20,7 +20,7 @@ LAYERS = [
     {"tiny", "workspace"},
     {"answering"},
     {"stages", "baselines"},
-    {"pipeline", "export", "bench"},
+    {"pipeline", "export", "bench", "preflight"},
     {"study"},
     {"cli"},
     {"__main__"},

@@ -15,7 +15,7 @@ import numpy as np
 
 from ssb_jax.model.cache import KVCache
 from ssb_jax.sampling.params import Request
-from ssb_jax.sampling.schedule import SHORTEST_PROMPT, bucket
+from ssb_jax.sampling.schedule import SHORTEST_PROMPT, bucket, prefill_rows
 
 WINDOW = 64  # requests read ahead
 PREFIX_STEP = 32  # a shared prefix has a multiple of this length, so that few are compiled
@@ -83,7 +83,7 @@ class Queue:
         self._share_prefix()
         start = len(self.prefix)
         T = self._bucket(self.window[0])
-        most = self.parts << max(0, (self.tokens // (T * self.parts)).bit_length() - 1)
+        most = prefill_rows(T, parts=self.parts, tokens=self.tokens)
         chosen, others = [], deque()
         for request in self.window:
             fits = len(chosen) < most and self._bucket(request) == T and _begins(request.prompt_ids, self.prefix)

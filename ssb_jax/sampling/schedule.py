@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ssb_jax.config import SsbError
+from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.transformer import Transformer
 
 SHORTEST_CACHE, SHORTEST_PROMPT = 128, 32
@@ -37,6 +38,12 @@ def bucket(n: int, shortest: int) -> int:
     return power * 3 // 4 if n <= power * 3 // 4 and power >= 4 else power
 
 
+def shorter(length: int) -> int:
+    """The next shorter length of cache that is compiled; the shortest itself for the shortest."""
+    power_of_two = length & (length - 1) == 0
+    return max(length * 3 // 4 if power_of_two else length * 2 // 3, SHORTEST_CACHE)
+
+
 def compacted(slots: int, running: int, *, parts: int) -> int:
     """Slots enough for the sequences that run: the same, or half of them, a quarter and so on."""
     while slots >= 2 * max(running, FEW_SLOTS, parts) and slots % 2 == 0:
@@ -54,6 +61,11 @@ def row_parts(mesh: jax.sharding.Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def prefill_rows(length: int, *, parts: int, tokens: int) -> int:
+    """The most prompts of `length` tokens in one prefill of about `tokens`: a power of two times `parts`."""
+    return parts << max(0, (tokens // (length * parts)).bit_length() - 1)
+
+
 def on_cpu(mesh: jax.sharding.Mesh | None) -> bool:
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     return device.platform == "cpu"
@@ -65,7 +77,6 @@ def cache_budget(model: Transformer, *, mesh: jax.sharding.Mesh | None) -> Budge
     From the devices' whole memory, not from what is free now: free memory differs from run to run, and the number of
     slots should not.
     """
-    config = model.config
     devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
     own = next(d for d in devices if d.process_index == jax.process_index())
     weights = sum(x.nbytes for x in jax.tree.leaves(model))
@@ -74,8 +85,13 @@ def cache_budget(model: Transformer, *, mesh: jax.sharding.Mesh | None) -> Budge
     else:
         total = own.memory_stats()["bytes_limit"] * len(devices)
         weights *= 1 if mesh is None else mesh.shape["data"]
-    free = max(0, int((total - weights) * MEMORY_SHARE))
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(model.dtype).itemsize
+    return budget_of(model.config, free=total - weights, itemsize=jnp.dtype(model.dtype).itemsize, mesh=mesh)
+
+
+def budget_of(config: ModelConfig, *, free: int, itemsize: int, mesh: jax.sharding.Mesh | None) -> Budget:
+    """The cache that `free` bytes over all devices hold, for numbers of `itemsize` bytes."""
+    free = max(0, int(free * MEMORY_SHARE))
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize
     if mesh is not None and config.num_kv_heads % mesh.shape["tensor"]:
         per_token *= mesh.shape["tensor"]  # such heads lie on every device of the tensor axis
     return Budget(tokens=free // per_token, bytes=free, bytes_per_token=per_token)

@@ -1,0 +1,138 @@
+"""All that preflight finds: compiled stage by stage, as one JSON object and as tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ssb_jax.config import SsbError
+from ssb_jax.console import note, table
+from ssb_jax.model.transformer import abstract_model, count_parameters
+from ssb_jax.preflight.chips import GIB
+from ssb_jax.preflight.compiled import Compiled, compile_program
+from ssb_jax.preflight.programs import stage_programs
+from ssb_jax.preflight.roofline import Step, stage_steps
+from ssb_jax.preflight.workload import STAGES, Job
+
+_HELD = ("weights", "cache", "optimizer")
+
+
+def preflight(job: Job, *, stages: Sequence[str] = STAGES, source: str = "") -> dict[str, Any]:
+    """Compiles the programs of some stages and adds up what the run needs; a JSON-able dict.
+
+    A program that does not fit is a result, not an error.
+    """
+    chip = job.topology.chip
+    results = {stage: _stage(job, stage) for stage in stages}
+    hours = [result["hours"] for result in results.values()]
+    known = all(h is not None for h in hours)
+    return {
+        "topology": job.topology.name,
+        "chips": len(job.topology.devices),
+        "chip": dataclasses.asdict(chip),
+        "mesh": dict(job.mesh.shape),
+        "model": {"shape": source, "parameters": count_parameters(abstract_model(job.shape)), "dtype": job.dtype.name},
+        "assumed": dataclasses.asdict(job.assumed),
+        "stages": results,
+        "fits": all(result["fits"] for result in results.values()),
+        "hours": sum(hours) if known else None,
+        "chip_hours": sum(hours) * len(job.topology.devices) if known else None,
+    }
+
+
+def _stage(job: Job, stage: str) -> dict[str, Any]:
+    memory = job.topology.chip.memory
+    try:
+        programs, steps = stage_programs(job, stage), stage_steps(job, stage)
+    except SsbError as error:
+        return {"fits": False, "reason": str(error), "programs": [], "steps": [], "hours": None}
+    compiled = []
+    for program in programs:
+        done = compile_program(program)
+        note(f"{stage}: {program.name}: {done.total / GIB:.2f} GiB a chip, compiled in {done.seconds:.0f} s")
+        compiled.append(done)
+    peak = max((c.total for c in compiled), default=0)
+    hours = [step.hours for step in steps]
+    return {
+        "fits": peak <= memory,
+        "reason": "" if peak <= memory else f"{(peak - memory) / GIB:.2f} GiB a chip too much",
+        "peak_bytes": peak,
+        "spare_bytes": memory - peak,
+        "programs": [_program(c, memory) for c in compiled],
+        "steps": [_step(step) for step in steps],
+        "hours": None if None in hours else sum(hours),
+    }
+
+
+def _program(done: Compiled, memory: int) -> dict[str, Any]:
+    parts = dict.fromkeys(_HELD, 0) | {"other": done.inputs}
+    for kinds in (done.program.held, done.program.beside):
+        for kind, size in kinds.items():
+            parts[kind if kind in _HELD else "other"] += size
+    return {
+        "name": done.program.name,
+        **{f"{kind}_bytes": size for kind, size in parts.items()},
+        "temporary_bytes": done.temporaries,
+        "total_bytes": done.total,
+        "share": round(done.total / memory, 4),
+        "refused_by_compiler": done.refused,
+        "compile_seconds": round(done.seconds, 1),
+        "collectives": dataclasses.asdict(done.collectives),
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(step).items() if key != "stage"} | {"hours": step.hours}
+
+
+def show(report: dict[str, Any]) -> None:
+    """Prints the report as tables, with the verdict last."""
+    chip, mesh = report["chip"], ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    where = f"{report['topology']} ({report['chips']} chips; mesh {mesh})"
+    programs = [(stage, p) for stage, result in report["stages"].items() for p in result["programs"]]
+    table(
+        f"Memory a chip in GiB, of {chip['memory'] / GIB:.2f}: {report['model']['shape']}, {report['model']['dtype']}, "
+        f"on {where}",
+        ("program", *_HELD, "other", "temporaries", "total", "share", "compiled in"),
+        [_memory_row(stage, p) for stage, p in programs],
+    )
+    table(
+        "Received from other chips in one call (a decode chunk's loop is counted as one step)",
+        ("program", "MB", "operations"),
+        [_collective_row(stage, p) for stage, p in programs],
+    )
+    steps = [(stage, s) for stage, result in report["stages"].items() for s in result["steps"]]
+    table(
+        "Time at least, counted from shapes at the expected lengths, per chip",
+        ("step", "times", "TFLOP", "HBM GB", "links GB", "ms", "bound by", "hours"),
+        [_time_row(stage, s) for stage, s in steps],
+    )
+    assumed = ", ".join(f"{key} {value}" for key, value in report["assumed"].items() if value is not None)
+    print(f"Assumed: {assumed}. Longest sequences are as the settings and longest_answer allow.")
+    for stage, result in report["stages"].items():
+        spare = f"{result['spare_bytes'] / GIB:.2f} GiB a chip to spare" if result["fits"] else result["reason"]
+        print(f"{stage}: {'fits' if result['fits'] else 'DOES NOT FIT'}; {spare}")
+    if report["hours"] is not None:
+        print(f"At least {report['hours']:.2f} hours, {report['chip_hours']:.2f} chip-hours.")
+    print(f"Verdict: {'fits' if report['fits'] else 'does not fit'} {report['topology']}.")
+
+
+def _memory_row(stage: str, p: dict[str, Any]) -> tuple:
+    sizes = [f"{p[f'{kind}_bytes'] / GIB:.2f}" for kind in (*_HELD, "other", "temporary", "total")]
+    return f"{stage}: {p['name']}", *sizes, f"{100 * p['share']:.0f} %", f"{p['compile_seconds']:.0f} s"
+
+
+def _collective_row(stage: str, p: dict[str, Any]) -> tuple:
+    own = p["collectives"]
+    if own["unread"]:
+        return f"{stage}: {p['name']}", "?", f"not readable: {own['unread'][:60]}"
+    kinds = ", ".join(f"{own['counts'][kind]} {kind} {size / 1e6:.1f}" for kind, size in own["bytes"].items())
+    loops = f"; {own['open_loops']} loop(s) of unknown length counted once" if own["open_loops"] else ""
+    return f"{stage}: {p['name']}", f"{sum(own['bytes'].values()) / 1e6:.1f}", (kinds or "none") + loops
+
+
+def _time_row(stage: str, s: dict[str, Any]) -> tuple:
+    ms, hours = ("?", "?") if s["seconds"] is None else (f"{1e3 * s['seconds']:.2f}", f"{s['hours']:.3f}")
+    counted = (f"{s['flops'] / 1e12:.3f}", f"{s['memory'] / 1e9:.3f}", f"{s['links'] / 1e9:.3f}")
+    return f"{stage}: {s['name']}", s["count"], *counted, ms, s["bound"] or "?", hours

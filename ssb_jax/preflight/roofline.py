@@ -1,0 +1,181 @@
+"""Operations and bytes counted from shapes, and the time that no program can beat.
+
+XLA's own counts see the body of a scan once, so these are sums over the model's shape. They follow what our programs
+compute, padding, recomputation and masked attention included. A step takes at least the longest of: its operations at
+the chip's peak, its traffic with the HBM, and what it receives from other chips. Real steps take longer; a share of
+the peak of 40 to 60 % is common.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ssb_jax.model.config import ModelConfig
+from ssb_jax.model.lora import lora_shapes
+from ssb_jax.preflight import workload
+from ssb_jax.preflight.chips import Chip
+from ssb_jax.preflight.workload import Generation, Job
+from ssb_jax.sampling import schedule
+
+_SCORE_BYTES = 12  # of one attention score: written in float32, read by the softmax, written and read as a probability
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kind of step of a stage, per chip.
+
+    Attributes:
+      count: how many the stage makes.
+      flops, memory, links: operations, bytes of HBM traffic, bytes received from other chips, in one step.
+      seconds: at least, for one step; None where the chip's peaks are not known.
+      bound: which of the three takes longest.
+    """
+
+    stage: str
+    name: str
+    count: int
+    flops: float
+    memory: float
+    links: float
+    seconds: float | None
+    bound: str
+
+    @property
+    def hours(self) -> float | None:
+        return None if self.seconds is None else self.seconds * self.count / 3600
+
+
+def stage_steps(job: Job, stage: str) -> list[Step]:
+    """The steps of a stage at the expected lengths."""
+    if stage == "targets":
+        return [_scoring(job)]
+    if stage == "distill":
+        return [_training(job)]
+    if stage == "eval":
+        return [step for work in workload.evaluations(job) for step in _generation(job, stage, work)]
+    return _generation(job, stage, workload.rollouts(job) if stage == "rollout" else workload.teaching(job))
+
+
+def layer_flops(shape: ModelConfig, tokens: float) -> float:
+    """Products of `tokens` tokens with the weights of all layers."""
+    return 2.0 * shape.num_layers * sum(i * o for i, o in lora_shapes(shape).values()) * tokens
+
+
+def attention_flops(shape: ModelConfig, queries: float, keys: float) -> float:
+    """Scores and weighted sums of all layers, masked ones included."""
+    return 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * queries * keys
+
+
+def head_flops(shape: ModelConfig, tokens: float) -> float:
+    """Logits of `tokens` tokens."""
+    return 2.0 * shape.hidden_size * shape.vocab_size * tokens
+
+
+def _generation(job: Job, stage: str, work: Generation) -> list[Step]:
+    shape, mesh = job.shape, job.mesh
+    parts, tensor = schedule.row_parts(mesh), mesh.shape["tensor"]
+    sequences = work.prompts * work.samples
+    slots = min(work.slots, math.ceil(sequences / parts) * parts)
+    S = min(schedule.bucket(work.prompt + 2 * work.answer, schedule.SHORTEST_CACHE), work.cache_length)
+    T = min(schedule.bucket(work.prompt, schedule.SHORTEST_PROMPT), work.prefill_length)
+    most = schedule.PREFILL_TOKENS_CPU if schedule.on_cpu(mesh) else schedule.PREFILL_TOKENS
+    P = schedule.prefill_rows(T, parts=parts, tokens=most)
+    item = job.dtype.itemsize
+    kv_parts = tensor if shape.num_kv_heads % tensor == 0 else 1
+    cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * item * slots * S / (parts * kv_parts)
+    logits = slots / parts * shape.vocab_size / tensor * 4
+    decode = _step(
+        job,
+        (stage, "decode step", math.ceil(max(sequences / slots, 1) * work.answer)),
+        flops=layer_flops(shape, slots) + attention_flops(shape, slots, S) + head_flops(shape, slots),
+        memory=_weights(job, head=True) + cache + 3 * logits,
+        links=_links(job, slots / parts, passes=1),
+    )
+    prefill = _step(
+        job,
+        (stage, "prefill", math.ceil(work.prompts / P)),
+        flops=layer_flops(shape, P * T) + attention_flops(shape, P * T, T),
+        memory=_weights(job) + _activations(job, P, T),
+        links=_links(job, P * T / parts, passes=1),
+    )
+    return [prefill, decode]
+
+
+def _scoring(job: Job) -> Step:
+    work, shape = workload.scoring(job), job.shape
+    tokens, parts = work.rows * work.expected, schedule.row_parts(job.mesh)
+    logits = job.config.targets.encoding == "logits"
+    answer = work.rows * job.assumed.answer_tokens if logits else 0
+    return _step(
+        job,
+        ("targets", "teacher's pass", work.passes),
+        flops=layer_flops(shape, tokens) + attention_flops(shape, tokens, work.expected) + head_flops(shape, answer),
+        memory=_weights(job, head=logits) + _activations(job, work.rows, work.expected),
+        links=_links(job, tokens / parts, passes=1),
+    )
+
+
+def _training(job: Job) -> Step:
+    plan, shape = workload.training(job).expected, job.shape
+    size, settings = plan.shapes[0], job.config.distillation
+    tokens = size.micros * size.rows * size.length
+    again = {"none": 0, "dots": 0, "full": 1}[settings.remat]  # what `dots` computes again is not products of weights
+    replies = size.micros * size.replies * plan.grid.groups
+    rank = job.config.lora.rank
+    adapter = 2.0 * shape.num_layers * rank * tokens
+    adapter *= sum(sum(lora_shapes(shape)[name]) for name in job.config.lora.target_modules)
+    heads = 3 if job.config.targets.encoding == "hidden" else 2  # the teacher's, the student's, the gradient's
+    passes = 2 + again  # forward, again, and the gradient of the activations: the weights are frozen
+    return _step(
+        job,
+        ("distill", "step", plan.steps),
+        flops=passes * layer_flops(shape, tokens)
+        + (3 + again) * attention_flops(shape, tokens, size.length)
+        + (passes + 1) * adapter
+        + heads * head_flops(shape, replies),
+        memory=size.micros * passes * _weights(job, head=True)
+        + passes * _activations(job, size.micros * size.rows, size.length),
+        links=size.micros * _links(job, tokens / size.micros / schedule.row_parts(job.mesh), passes=passes),
+    )
+
+
+def _step(job: Job, what: tuple[str, str, int], *, flops: float, memory: float, links: float) -> Step:
+    """The step of a chip; `flops` are of the whole slice, the other two of a chip."""
+    stage, name, count = what
+    flops /= len(job.topology.devices)
+    seconds, bound = _longest(job.topology.chip, flops, memory, links)
+    return Step(stage, name, count, flops, memory, links, seconds, bound)
+
+
+def _longest(chip: Chip, flops: float, memory: float, links: float) -> tuple[float | None, str]:
+    if chip.flops is None or chip.bandwidth is None or chip.links is None:
+        return None, ""
+    times = {"products": flops / chip.flops, "memory": memory / chip.bandwidth, "links": links / chip.links}
+    bound = max(times, key=times.get)
+    return times[bound], bound
+
+
+def _weights(job: Job, *, head: bool = False) -> float:
+    """Bytes of weights that a chip reads in one pass: those of the other fsdp shards are brought to it first."""
+    shape, item = job.shape, job.dtype.itemsize
+    layers = shape.num_layers * sum(i * o for i, o in lora_shapes(shape).values())
+    return (layers + (shape.vocab_size * shape.hidden_size if head else 0)) * item / job.mesh.shape["tensor"]
+
+
+def _activations(job: Job, rows: int, length: int) -> float:
+    """Bytes of HBM traffic of activations and attention scores in one forward pass, per chip."""
+    shape, tensor = job.shape, job.mesh.shape["tensor"]
+    tokens = rows * length / schedule.row_parts(job.mesh)
+    width = 8 * shape.hidden_size + 4 * shape.intermediate_size / tensor
+    scores = tokens * length * shape.num_heads / tensor * _SCORE_BYTES
+    return shape.num_layers * (tokens * width * job.dtype.itemsize + scores)
+
+
+def _links(job: Job, tokens: float, *, passes: int) -> float:
+    """Bytes a chip receives in one step: shards of the weights (fsdp), sums of partial products (tensor)."""
+    shape, fsdp, tensor = job.shape, job.mesh.shape["fsdp"], job.mesh.shape["tensor"]
+    gathered = _weights(job) * (fsdp - 1) / fsdp
+    # After attention and after the feed-forward layer: an all-reduce of (tokens, D).
+    reduced = 2 * shape.num_layers * tokens * shape.hidden_size * job.dtype.itemsize * 2 * (tensor - 1) / tensor
+    return passes * (gathered + reduced)

@@ -1,0 +1,257 @@
+"""How much there is to do, stage by stage, and in which static shapes: the stages' own rules, applied to lengths.
+
+What no configuration says (how long questions and answers are, how many questions give a pair) is assumed, and said.
+Memory is planned for the longest sequences that the settings allow, time for the expected ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ssb_jax.config import Config, Sampling, SsbError
+from ssb_jax.model.config import ModelConfig
+from ssb_jax.model.sharding import make_mesh
+from ssb_jax.model.transformer import abstract_model, check_mesh
+from ssb_jax.preflight.chips import Topology
+from ssb_jax.records import Pair
+from ssb_jax.sampling import schedule
+from ssb_jax.stages.targets import batch_rows
+from ssb_jax.training.layout import bucket
+from ssb_jax.training.plan import Plan, make_plan
+
+STAGES = ("rollout", "teach", "targets", "distill", "eval")
+_HINT_WORDS = 200  # tokens of the hinted prompt's own words
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What no configuration says.
+
+    Attributes:
+      question_tokens: of a bare question's prompt, system message and template included.
+      answer_tokens: of an answer, on average. 320 is the middle of the published run's replies (230 to 390).
+      longest_answer: of the longest answer that comes up. None: as long as max_new_tokens lets it be.
+      pair_share: pairs that come of a question.
+      set_size: questions of an evaluation set without `limit`.
+    """
+
+    question_tokens: int = 256
+    answer_tokens: int = 320
+    longest_answer: int | None = None
+    pair_share: float = 0.25
+    set_size: int = 500
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on a slice: everything that its programs follow from."""
+
+    config: Config
+    shape: ModelConfig
+    topology: Topology
+    mesh: jax.sharding.Mesh
+    assumed: Assumed = Assumed()
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of weights and activations, as `Workspace` chooses it on those devices."""
+        name = self.config.model.dtype
+        if name == "auto":
+            name = "float32" if schedule.on_cpu(self.mesh) else "bfloat16"
+        return jnp.dtype(name)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Answers to prompts through the engine.
+
+    Attributes:
+      prompts, samples: how many prompts, and answers to each.
+      prompt, answer: tokens, on average.
+      longest_prompt, longest: tokens of the longest prompt, and of the longest sequence that comes up.
+      slots: sequences decoded at once, as the engine chooses them.
+      penalised: whether a repetition penalty is in force, which needs a mask of the tokens seen.
+      adapter: whether LoRA is applied.
+    """
+
+    prompts: int
+    samples: int
+    prompt: int
+    answer: int
+    longest_prompt: int
+    longest: int
+    slots: int
+    penalised: bool
+    adapter: bool
+
+    @property
+    def prefill_length(self) -> int:
+        return schedule.bucket(self.longest_prompt, schedule.SHORTEST_PROMPT)
+
+    @property
+    def cache_length(self) -> int:
+        return schedule.bucket(self.longest, schedule.SHORTEST_CACHE)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The teacher's passes: rows of `length` tokens, `replies` of them targets; `expected` tokens a row on average."""
+
+    passes: int
+    rows: int
+    length: int
+    replies: int
+    expected: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """The distillation: the plan for the longest pairs, and for the expected ones."""
+
+    longest: Plan
+    expected: Plan
+
+
+def make_job(config: Config, shape: ModelConfig, topology: Topology, assumed: Assumed) -> Job:
+    """The job with the settings' mesh.
+
+    Raises:
+      SsbError: the mesh does not fit the slice, or does not divide the model.
+    """
+    settings = config.mesh
+    mesh = make_mesh(data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor, devices=topology.devices)
+    check_mesh(shape, mesh)
+    return Job(config, shape, topology, mesh, assumed)
+
+
+def pairs_wanted(job: Job) -> int:
+    """Training pairs: what the settings ask for, or what the questions give."""
+    questions = job.config.questions.limit
+    found = None if questions is None else max(1, math.floor(questions * job.assumed.pair_share))
+    wanted = job.config.teaching.max_pairs
+    if wanted is None and found is None:
+        raise SsbError("preflight: how many pairs? set teaching.max_pairs or questions.limit")
+    return min(x for x in (wanted, found) if x is not None)
+
+
+def rollouts(job: Job) -> Generation:
+    """Step 1, in whole blocks of questions."""
+    settings = job.config.rollouts
+    questions = math.ceil(pairs_wanted(job) / job.assumed.pair_share)
+    if settings.block_size is not None:
+        questions = math.ceil(questions / settings.block_size) * settings.block_size
+    questions = min(questions, job.config.questions.limit or questions)
+    tokens = job.assumed.question_tokens
+    return _generation(job, settings, prompts=questions, samples=settings.num_samples, prompt=tokens, longest=tokens)
+
+
+def teaching(job: Job) -> Generation:
+    """Step 3: half of the hinted solutions are taken to verify."""
+    settings, answer = job.config.teaching, _expected(job, job.config.rollouts)
+    prompt = job.assumed.question_tokens + _HINT_WORDS
+    longest = prompt + 2 * _longest(job, job.config.rollouts)
+    return _generation(
+        job,
+        settings,
+        prompts=2 * pairs_wanted(job),
+        samples=settings.attempts,
+        prompt=prompt + 2 * answer,
+        longest=min(longest, job.shape.max_position_embeddings - 1),
+    )
+
+
+def evaluations(job: Job) -> list[Generation]:
+    """Step 6: each set, answered by base and adapter; planned with the adapter."""
+    sets = job.config.evaluation.sets
+    tokens = job.assumed.question_tokens
+    return [
+        _generation(
+            job,
+            s.sampling,
+            prompts=2 * (s.data.limit or job.assumed.set_size),
+            samples=s.num_samples,
+            prompt=tokens,
+            longest=tokens,
+            adapter=True,
+        )
+        for s in sets
+    ]
+
+
+def scoring(job: Job) -> Scoring:
+    """Step 4."""
+    pairs, context = pairs_wanted(job), job.shape.max_position_embeddings
+    prompt = job.assumed.question_tokens + _HINT_WORDS
+    reply = _longest(job, job.config.teaching)
+    longest = min(prompt + 2 * _longest(job, job.config.rollouts) + reply, context)
+    expected = prompt + 2 * _expected(job, job.config.rollouts) + _expected(job, job.config.teaching)
+    rows = batch_rows(pairs, job.config.targets.batch_size, job.mesh)
+    return Scoring(math.ceil(pairs / rows), rows, bucket(longest), bucket(reply), expected)
+
+
+def training(job: Job) -> Training:
+    """Step 5, planned by the stage's own code for pairs of the longest and of the expected length."""
+    settings, prompt = job.config.distillation, job.assumed.question_tokens
+    limit = min(settings.max_length, job.shape.max_position_embeddings)
+
+    def plan(reply: int) -> Plan:
+        reply = min(reply, limit - 1)
+        kept = min(prompt, limit - reply)
+        pairs = [Pair(f"{i}", "", "", "", (0,), (0,) * kept, (0,) * reply, True) for i in range(pairs_wanted(job))]
+        return make_plan(job.shape, pairs, settings=settings, seed=0, mesh=job.mesh)
+
+    longest = min(_longest(job, job.config.teaching), max(1, limit - prompt))
+    return Training(plan(longest), plan(min(_expected(job, job.config.teaching), longest)))
+
+
+def slots_for(job: Job, *, wanted: int | None, sequences: int, longest: int) -> int:
+    """Slots as the engine chooses them on these chips.
+
+    Raises:
+      SsbError: not one row of slots fits beside the weights.
+    """
+    weights = sum(x.size for x in jax.tree.leaves(abstract_model(job.shape))) * job.dtype.itemsize
+    total = job.topology.chip.memory * len(job.topology.devices)
+    on_cpu = schedule.on_cpu(job.mesh)  # there the engine counts one copy, of the whole machine's memory
+    weights *= 1 if on_cpu else job.mesh.shape["data"]
+    budget = schedule.budget_of(job.shape, free=total - weights, itemsize=job.dtype.itemsize, mesh=job.mesh)
+    return schedule.choose_slots(wanted=wanted, sequences=sequences, longest=longest, budget=budget, mesh=job.mesh)[0]
+
+
+def _generation(
+    job: Job, settings: Sampling, *, prompts: int, samples: int, prompt: int, longest: int, adapter: bool = False
+) -> Generation:
+    context = job.shape.max_position_embeddings
+    sequences = prompts * samples
+    reach = min(longest + settings.max_new_tokens, context)  # what the engine makes room for
+    block = job.config.rollouts.block_size
+    at_once = min(sequences, (block or prompts) * samples)
+    return Generation(
+        prompts=prompts,
+        samples=samples,
+        prompt=prompt,
+        answer=_expected(job, settings),
+        longest_prompt=longest,
+        longest=min(longest + _longest(job, settings), context),
+        slots=slots_for(job, wanted=job.config.engine.slots, sequences=at_once, longest=reach),
+        penalised=settings.repetition_penalty != 1.0,  # None: generation_config.json's, which for Qwen2.5 is not 1
+        adapter=adapter,
+    )
+
+
+def _longest(job: Job, settings: Sampling) -> int:
+    return min(settings.max_new_tokens, job.assumed.longest_answer or settings.max_new_tokens)
+
+
+def _expected(job: Job, settings: Sampling) -> int:
+    return min(job.assumed.answer_tokens, _longest(job, settings))
+
+
+def with_mesh(job: Job, mesh: jax.sharding.Mesh) -> Job:
+    """The same job on another mesh."""
+    return dataclasses.replace(job, mesh=mesh)
