@@ -20,7 +20,7 @@ LAYERS = [
     {"tiny", "workspace"},
     {"answering"},
     {"stages", "baselines"},
-    {"pipeline", "export", "bench", "preflight"},
+    {"pipeline", "export", "bench", "preflight", "doctor"},
     {"study"},
     {"cli"},
     {"__main__"},

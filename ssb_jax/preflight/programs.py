@@ -21,11 +21,10 @@ from ssb_jax.preflight import workload
 from ssb_jax.preflight.workload import Generation, Job
 from ssb_jax.sampling import device, schedule
 from ssb_jax.sampling.slots import STOP_IDS
-from ssb_jax.stages.distillation import build_step
 from ssb_jax.stages.targets import head_function, states_function
 from ssb_jax.training.batches import Batch
 from ssb_jax.training.layout import Shape
-from ssb_jax.training.step import batch_shardings, init_state, state_shardings
+from ssb_jax.training.step import batch_shardings, build_step, init_state, run_keys, state_shardings
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,9 @@ def _scoring(job: Job) -> Iterator[Program]:
 def _training(job: Job) -> Program:
     plan, model = workload.training(job).longest, model_on(job)
     shape = plan.shapes[0]
-    step, optimizer, key = build_step(job.config.distillation, job.config.lora, plan=plan, seed=job.config.seed)
-    state = jax.eval_shape(lambda k: init_state(model, job.config.lora, optimizer, key=k), key)
+    settings, seed = job.config.distillation, job.config.seed
+    step, optimizer = build_step(settings, job.config.lora, steps=plan.steps, chunk=plan.grid.chunk, seed=seed)
+    state = jax.eval_shape(lambda k: init_state(model, job.config.lora, optimizer, key=k), run_keys(seed)[0])
     state = _placed(state, state_shardings(state, optimizer, job.mesh))
     batch = _batch(job, shape, plan.grid.groups)
     batch = _placed(batch, batch_shardings(batch, job.mesh))

@@ -89,47 +89,45 @@ def _step(step: Step) -> dict[str, Any]:
 def show(report: dict[str, Any]) -> None:
     """Prints the report as tables, with the verdict last."""
     chip, mesh = report["chip"], ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
-    where = f"{report['topology']} ({report['chips']} chips; mesh {mesh})"
     programs = [(stage, p) for stage, result in report["stages"].items() for p in result["programs"]]
+    largest = max((p["total_bytes"] for _, p in programs), default=0)
+    unit, size = ("GiB", GIB) if largest > GIB else ("MiB", 2**20)
     table(
-        f"Memory a chip in GiB, of {chip['memory'] / GIB:.2f}: {report['model']['shape']}, {report['model']['dtype']}, "
-        f"on {where}",
-        ("program", *_HELD, "other", "temporaries", "total", "share", "compiled in"),
-        [_memory_row(stage, p) for stage, p in programs],
-    )
-    table(
-        "Received from other chips in one call (a decode chunk's loop is counted as one step)",
-        ("program", "MB", "operations"),
-        [_collective_row(stage, p) for stage, p in programs],
+        f"{report['model']['shape']}, {report['model']['dtype']}, on {report['topology']}: {report['chips']} chips of "
+        f"{chip['memory'] / size:,.2f} {unit}; mesh {mesh}",
+        (f"{unit} a chip", *_HELD, "other", "temporaries", "total", "share", "compiled in"),
+        [_memory_row(stage, p, size) for stage, p in programs],
     )
     steps = [(stage, s) for stage, result in report["stages"].items() for s in result["steps"]]
     table(
-        "Time at least, counted from shapes at the expected lengths, per chip",
+        "Time at least, from operations and bytes of a chip, counted from shapes at the expected lengths",
         ("step", "times", "TFLOP", "HBM GB", "links GB", "ms", "bound by", "hours"),
         [_time_row(stage, s) for stage, s in steps],
     )
+    print("Received from other chips in one call, in MB (a decode chunk counts as one step):")
+    for stage, p in programs:
+        print(f"  {stage}: {p['name']}: {_collectives(p['collectives'])}")
     assumed = ", ".join(f"{key} {value}" for key, value in report["assumed"].items() if value is not None)
-    print(f"Assumed: {assumed}. Longest sequences are as the settings and longest_answer allow.")
+    print(f"Assumed: {assumed}. Memory is for the longest sequences that the settings and longest_answer allow.")
     for stage, result in report["stages"].items():
-        spare = f"{result['spare_bytes'] / GIB:.2f} GiB a chip to spare" if result["fits"] else result["reason"]
-        print(f"{stage}: {'fits' if result['fits'] else 'DOES NOT FIT'}; {spare}")
+        spare = f"{result['spare_bytes'] / size:,.2f} {unit} a chip to spare" if result["fits"] else result["reason"]
+        print(f"{stage}: {'fits' if result['fits'] else 'DOES NOT FIT'}: {spare}")
     if report["hours"] is not None:
         print(f"At least {report['hours']:.2f} hours, {report['chip_hours']:.2f} chip-hours.")
     print(f"Verdict: {'fits' if report['fits'] else 'does not fit'} {report['topology']}.")
 
 
-def _memory_row(stage: str, p: dict[str, Any]) -> tuple:
-    sizes = [f"{p[f'{kind}_bytes'] / GIB:.2f}" for kind in (*_HELD, "other", "temporary", "total")]
+def _memory_row(stage: str, p: dict[str, Any], size: int) -> tuple:
+    sizes = [f"{p[f'{kind}_bytes'] / size:,.2f}" for kind in (*_HELD, "other", "temporary", "total")]
     return f"{stage}: {p['name']}", *sizes, f"{100 * p['share']:.0f} %", f"{p['compile_seconds']:.0f} s"
 
 
-def _collective_row(stage: str, p: dict[str, Any]) -> tuple:
-    own = p["collectives"]
+def _collectives(own: dict[str, Any]) -> str:
     if own["unread"]:
-        return f"{stage}: {p['name']}", "?", f"not readable: {own['unread'][:60]}"
+        return f"not known ({own['unread']})"
     kinds = ", ".join(f"{own['counts'][kind]} {kind} {size / 1e6:.1f}" for kind, size in own["bytes"].items())
     loops = f"; {own['open_loops']} loop(s) of unknown length counted once" if own["open_loops"] else ""
-    return f"{stage}: {p['name']}", f"{sum(own['bytes'].values()) / 1e6:.1f}", (kinds or "none") + loops
+    return (kinds or "none") + loops
 
 
 def _time_row(stage: str, s: dict[str, Any]) -> tuple:

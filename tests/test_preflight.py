@@ -1,0 +1,103 @@
+"""`ssb preflight`: its bytes are those of a real run, its counts those of independent formulas, its errors clear."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from click.testing import CliRunner
+
+from ssb_jax.cli import main
+from ssb_jax.config import Model, SsbError
+from ssb_jax.model.transformer import abstract_model, count_parameters
+from ssb_jax.preflight.chips import GIB, load_topology
+from ssb_jax.preflight.compiled import read_collectives
+from ssb_jax.preflight.models import model_shape, published_shapes
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+# As the model cards' safetensors say.
+PARAMETERS = {
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+}
+
+
+def ssb(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_published_shapes_have_the_published_parameters():
+    shapes = published_shapes()
+    assert {name: count_parameters(abstract_model(shape)) for name, shape in shapes.items()} == PARAMETERS
+
+
+def test_a_shape_comes_from_a_file_a_folder_or_a_name(tmp_path):
+    shape, source = model_shape(Model(path="Qwen/Qwen2.5-7B-Instruct"))
+    assert (shape.hidden_size, source) == (3584, "the published shape of qwen2.5-7b")
+    (tmp_path / "config.json").write_text(json.dumps(shape.to_json_dict()))
+    assert model_shape(Model(path="unused"), file=tmp_path / "config.json")[0] == shape
+    assert model_shape(Model(path=str(tmp_path)))[0] == shape
+    with pytest.raises(SsbError, match="--model-config"):
+        model_shape(Model(path="nobody/nothing"))
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:", "v5e:2x2x2", "v5p:2x2", "4x4", ""])
+def test_an_unknown_topology_is_told_the_known_ones(name):
+    with pytest.raises(SsbError, match="v5e.*2x2"):
+        load_topology(name)
+
+
+def test_the_devices_of_this_machine():
+    topology = load_topology("local")
+    assert topology.devices == tuple(jax.devices())
+    assert topology.chip.memory > GIB // 16
+
+
+HLO = """HloModule jit_f
+
+%region_sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%inner (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %g = bf16[8,128]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={1}
+}
+
+%layers (p: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %r = f32[16]{0} all-reduce(%y), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%region_sum
+  %loop = (s32[], bf16[8,128]) while(%t), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+ENTRY %main (x: f32[16]) -> f32[16] {
+  %w = (s32[], f32[16]) while(%t), condition=%c, body=%layers, backend_config={"known_trip_count":{"n":"10"}}
+  %u = (s32[], f32[16]) while(%t), condition=%c, body=%inner
+  %p = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%z), source_target_pairs={{0,1},{1,0}}
+  ROOT %d = f32[4]{0} collective-permute-done(%p)
+}
+"""
+
+
+def test_collectives_count_as_often_as_their_loops_go_round():
+    found = read_collectives(HLO)
+    gathers = 10 * 3 + 1
+    assert found.counts == {"all-gather": gathers, "all-reduce": 10, "collective-permute": 1}
+    gathered, reduced = 8 * 128 * 2 * 3 / 4, 2 * 16 * 4 * 1 / 2
+    assert found.bytes == {"all-gather": gathers * gathered, "all-reduce": 10 * reduced, "collective-permute": 16}
+    assert found.open_loops == 1
+
+
+def test_bad_usage_is_said():
+    tiny = CONFIGS / "tiny.yaml"
+    assert "--stage" in ssb("preflight", tiny, "--stage", "nonsense").output
+    result = ssb("preflight", tiny, "--mesh.data", "3", "--mesh.fsdp", "1")
+    assert result.exit_code == 1
+    assert "does not fit 8 devices" in result.output
+    result = ssb("preflight", tiny, "--mesh.tensor", "8")
+    assert result.exit_code == 1
+    assert "num_attention_heads 4 by tensor=8" in result.output
