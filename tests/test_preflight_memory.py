@@ -76,7 +76,7 @@ def ran(planned, tmp_path_factory):
     rows, start = {}, on_first_device()
     model = load_model(resolve_model("builtin:tiny"), mesh=job.mesh)
     folder = tmp_path_factory.mktemp("run")
-    build, states = distillation.build_step, targets.states_function
+    build, states = distillation.build_step, targets._states_function
 
     def recording_step(*arguments, **options):
         step, *others = build(*arguments, **options)
@@ -85,7 +85,7 @@ def ran(planned, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("prefill", "decode", "resize"):
             patch.setattr(device, name, Recorder(getattr(device, name), rows, name, start))
-        patch.setattr(targets, "states_function", lambda mesh: Recorder(states(mesh), rows, "teacher", start))
+        patch.setattr(targets, "_states_function", lambda mesh: Recorder(states(mesh), rows, "teacher", start))
         patch.setattr(distillation, "build_step", recording_step)
         params = SamplingParams(max_new_tokens=ANSWER)
         requests = [Request(f"q{i}", (i + 3,) * PROMPT, params, samples=(0, 1, 2, 3)) for i in range(16)]

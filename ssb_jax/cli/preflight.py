@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ssb_jax.cli.group import load_settings, main
+from ssb_jax.console import note
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -57,9 +58,18 @@ def preflight(
         raise click.UsageError(f"--stage: expected all, or some of {', '.join(STAGES)}; got {', '.join(unknown)}")
     shape, source = model_shape(settings.model, file=model_config)
     job = make_job(settings, shape, load_topology(topology), Assumed(**assumed))
-    report = check(job, stages=stages, source=source)
+    report = {}
+    if suggest:
+        from ssb_jax.preflight.suggest import suggest as find
+
+        found = find(job, stages)
+        job, report = found[0].job, {"suggested": found[0].overrides}
+        note(f"of {len(found)} meshes that fit by estimate: {' '.join(found[0].overrides)}; it is compiled now")
+    report |= check(job, stages=stages, source=source)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:
         show(report)
+        if suggest:
+            click.echo(f"Suggested: {' '.join(report['suggested'])}")
     context.exit(0 if report["fits"] else 1)

@@ -8,12 +8,12 @@ from typing import Any
 
 from ssb_jax.config import SsbError
 from ssb_jax.console import note, table
-from ssb_jax.model.transformer import abstract_model, count_parameters
+from ssb_jax.model.transformer import count_parameters
 from ssb_jax.preflight.chips import GIB
 from ssb_jax.preflight.compiled import Compiled, compile_program
 from ssb_jax.preflight.programs import stage_programs
 from ssb_jax.preflight.roofline import Step, stage_steps
-from ssb_jax.preflight.workload import STAGES, Job
+from ssb_jax.preflight.workload import STAGES, Job, abstract
 
 _HELD = ("weights", "cache", "optimizer")
 
@@ -32,7 +32,11 @@ def preflight(job: Job, *, stages: Sequence[str] = STAGES, source: str = "") -> 
         "chips": len(job.topology.devices),
         "chip": dataclasses.asdict(chip),
         "mesh": dict(job.mesh.shape),
-        "model": {"shape": source, "parameters": count_parameters(abstract_model(job.shape)), "dtype": job.dtype.name},
+        "model": {
+            "shape": source,
+            "parameters": count_parameters(abstract(job.shape, job.dtype)),
+            "dtype": job.dtype.name,
+        },
         "assumed": dataclasses.asdict(job.assumed),
         "stages": results,
         "fits": all(result["fits"] for result in results.values()),
@@ -74,6 +78,7 @@ def _program(done: Compiled, memory: int) -> dict[str, Any]:
         "name": done.program.name,
         **{f"{kind}_bytes": size for kind, size in parts.items()},
         "temporary_bytes": done.temporaries,
+        "estimated_temporary_bytes": int(done.program.temporaries),
         "total_bytes": done.total,
         "share": round(done.total / memory, 4),
         "refused_by_compiler": done.refused,
@@ -95,7 +100,7 @@ def show(report: dict[str, Any]) -> None:
     table(
         f"{report['model']['shape']}, {report['model']['dtype']}, on {report['topology']}: {report['chips']} chips of "
         f"{chip['memory'] / size:,.2f} {unit}; mesh {mesh}",
-        (f"{unit} a chip", *_HELD, "other", "temporaries", "total", "share", "compiled in"),
+        (f"{unit} a chip", *_HELD, "other", "temporary", "total", "share", "compile"),
         [_memory_row(stage, p, size) for stage, p in programs],
     )
     steps = [(stage, s) for stage, result in report["stages"].items() for s in result["steps"]]

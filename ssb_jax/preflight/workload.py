@@ -7,6 +7,7 @@ Memory is planned for the longest sequences that the settings allow, time for th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -16,11 +17,10 @@ import jax.numpy as jnp
 from ssb_jax.config import Config, Sampling, SsbError
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.sharding import make_mesh
-from ssb_jax.model.transformer import abstract_model, check_mesh
+from ssb_jax.model.transformer import Transformer, abstract_model, check_mesh, count_parameters
 from ssb_jax.preflight.chips import Topology
 from ssb_jax.records import Pair
 from ssb_jax.sampling import schedule
-from ssb_jax.stages.targets import batch_rows
 from ssb_jax.training.layout import bucket
 from ssb_jax.training.plan import Plan, make_plan
 
@@ -100,19 +100,23 @@ class Generation:
 
 @dataclass(frozen=True)
 class Scoring:
-    """The teacher's passes: rows of `length` tokens, `replies` of them targets; `expected` tokens a row on average."""
+    """The teacher's passes: the longest batch, padded to `length` tokens a row; `expected` tokens a row on average."""
 
     passes: int
-    rows: int
+    batch: tuple[Pair, ...]
     length: int
-    replies: int
     expected: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.batch)
 
 
 @dataclass(frozen=True)
 class Training:
-    """The distillation: the plan for the longest pairs, and for the expected ones."""
+    """The distillation: the longest pairs, and what the stage plans for them and for the expected ones."""
 
+    pairs: tuple[Pair, ...]
     longest: Plan
     expected: Plan
 
@@ -127,6 +131,12 @@ def make_job(config: Config, shape: ModelConfig, topology: Topology, assumed: As
     mesh = make_mesh(data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor, devices=topology.devices)
     check_mesh(shape, mesh)
     return Job(config, shape, topology, mesh, assumed)
+
+
+@functools.cache
+def abstract(shape: ModelConfig, dtype: jnp.dtype) -> Transformer:
+    """The model without its numbers."""
+    return abstract_model(shape, dtype)
 
 
 def pairs_wanted(job: Job) -> int:
@@ -190,8 +200,11 @@ def scoring(job: Job) -> Scoring:
     reply = _longest(job, job.config.teaching)
     longest = min(prompt + 2 * _longest(job, job.config.rollouts) + reply, context)
     expected = prompt + 2 * _expected(job, job.config.rollouts) + _expected(job, job.config.teaching)
-    rows = batch_rows(pairs, job.config.targets.batch_size, job.mesh)
-    return Scoring(math.ceil(pairs / rows), rows, bucket(longest), bucket(reply), expected)
+    parts = schedule.row_parts(job.mesh)
+    rows = math.ceil(min(job.config.targets.batch_size, pairs) / parts) * parts
+    pair = Pair("", "", "", "", (0,) * (longest - reply), (0,), (0,) * reply, True)
+    batch = tuple(dataclasses.replace(pair, question_id=f"{i}") for i in range(rows))
+    return Scoring(math.ceil(pairs / rows), batch, bucket(longest), expected)
 
 
 def training(job: Job) -> Training:
@@ -199,14 +212,16 @@ def training(job: Job) -> Training:
     settings, prompt = job.config.distillation, job.assumed.question_tokens
     limit = min(settings.max_length, job.shape.max_position_embeddings)
 
-    def plan(reply: int) -> Plan:
-        reply = min(reply, limit - 1)
-        kept = min(prompt, limit - reply)
-        pairs = [Pair(f"{i}", "", "", "", (0,), (0,) * kept, (0,) * reply, True) for i in range(pairs_wanted(job))]
-        return make_plan(job.shape, pairs, settings=settings, seed=0, mesh=job.mesh)
+    def pairs(reply: int) -> tuple[Pair, ...]:
+        pair = Pair("", "", "", "", (0,), (0,) * min(prompt, limit - reply), (0,) * reply, True)
+        return tuple(dataclasses.replace(pair, question_id=f"{i}") for i in range(pairs_wanted(job)))
 
-    longest = min(_longest(job, job.config.teaching), max(1, limit - prompt))
-    return Training(plan(longest), plan(min(_expected(job, job.config.teaching), longest)))
+    def plan(members: tuple[Pair, ...]) -> Plan:
+        return make_plan(job.shape, members, settings=settings, seed=0, mesh=job.mesh)
+
+    reply = min(_longest(job, job.config.teaching), max(1, limit - prompt))
+    longest, expected = pairs(reply), pairs(min(_expected(job, job.config.teaching), reply))
+    return Training(longest, plan(longest), plan(expected))
 
 
 def slots_for(job: Job, *, wanted: int | None, sequences: int, longest: int) -> int:
@@ -215,7 +230,7 @@ def slots_for(job: Job, *, wanted: int | None, sequences: int, longest: int) -> 
     Raises:
       SsbError: not one row of slots fits beside the weights.
     """
-    weights = sum(x.size for x in jax.tree.leaves(abstract_model(job.shape))) * job.dtype.itemsize
+    weights = count_parameters(abstract(job.shape, job.dtype)) * job.dtype.itemsize
     total = job.topology.chip.memory * len(job.topology.devices)
     on_cpu = schedule.on_cpu(job.mesh)  # there the engine counts one copy, of the whole machine's memory
     weights *= 1 if on_cpu else job.mesh.shape["data"]
@@ -250,8 +265,3 @@ def _longest(job: Job, settings: Sampling) -> int:
 
 def _expected(job: Job, settings: Sampling) -> int:
     return min(job.assumed.answer_tokens, _longest(job, settings))
-
-
-def with_mesh(job: Job, mesh: jax.sharding.Mesh) -> Job:
-    """The same job on another mesh."""
-    return dataclasses.replace(job, mesh=mesh)

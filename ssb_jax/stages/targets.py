@@ -81,7 +81,7 @@ def teacher_targets(
             continue
         arrays = _arrays(batch, shape)
         with use_mesh(mesh):
-            states = states_function(mesh)(model, *(_put(x, mesh) for x in arrays))
+            states = _states_function(mesh)(model, *(_put(x, mesh) for x in arrays))
             for row, pair in enumerate(batch):
                 values = states[row] if head is None else head(model, states[row])
                 yield pair, np.asarray(values)[: len(pair.reply_ids)]
@@ -119,7 +119,8 @@ def _check(pairs: Sequence[Pair], model: Transformer) -> None:
 
 def _batches(pairs: Sequence[Pair], batch_size: int, mesh: Mesh | None) -> Iterator[tuple[list[Pair], Shape]]:
     """Batches of similar length, each with one of a few shapes."""
-    rows = batch_rows(len(pairs), batch_size, mesh)
+    multiple = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = -(-min(batch_size, len(pairs)) // multiple) * multiple
     ordered = sorted(pairs, key=lambda pair: len(pair.teacher_prompt_ids) + len(pair.reply_ids))
     batches = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
 
@@ -130,12 +131,6 @@ def _batches(pairs: Sequence[Pair], batch_size: int, mesh: Mesh | None) -> Itera
     needs = [need(batch) for batch in batches]
     shapes = choose_shapes(needs, Grid())
     return ((batch, fitting(shapes, need, Grid())) for batch, need in zip(batches, needs, strict=True))
-
-
-def batch_rows(pairs: int, batch_size: int, mesh: Mesh | None) -> int:
-    """Rows of a pass: the wanted ones, up to a multiple of the devices that share them."""
-    multiple = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    return -(-min(batch_size, pairs) // multiple) * multiple
 
 
 def _arrays(batch: list[Pair], shape: Shape) -> tuple[Int[np.ndarray, "B T"], ...]:
@@ -152,9 +147,7 @@ def _arrays(batch: list[Pair], shape: Shape) -> tuple[Int[np.ndarray, "B T"], ..
 
 
 @functools.cache
-def states_function(mesh: Mesh | None) -> Callable[..., Float[Array, "B R D"]]:
-    """The compiled pass: (model, tokens, positions, segments (B, T), index (B, R)) -> states (B, R, D)."""
-
+def _states_function(mesh: Mesh | None) -> Callable[..., Float[Array, "B R D"]]:
     def states(model, tokens, positions, segment_ids, index):
         hidden, _ = model(tokens, positions=positions, segment_ids=segment_ids)
         return jnp.take_along_axis(hidden, index[..., None], axis=1)

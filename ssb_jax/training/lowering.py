@@ -36,7 +36,8 @@ def lower_step(
     step, optimizer = build_step(settings, lora_settings, steps=plan.steps, chunk=plan.grid.chunk, seed=0)
     model = abstract_model(config, dtype)
     state = jax.eval_shape(lambda key: init_state(model, lora_settings, optimizer, key=key), run_keys(0)[0])
-    batch = _first_batch(plan, width=config.hidden_size if encoding == "hidden" else config.vocab_size, dtype=dtype)
+    width = config.hidden_size if encoding == "hidden" else config.vocab_size
+    batch = _first_batch(plan, width=width, dtype=dtype, encoding=encoding)
     arguments = (
         placed(model, model_shardings(model, mesh)),
         placed(state, state_shardings(state, optimizer, mesh)),
@@ -64,9 +65,9 @@ def placed(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s), tree, shardings)
 
 
-def _first_batch(plan: Plan, *, width: int, dtype: jnp.dtype) -> Batch:
+def _first_batch(plan: Plan, *, width: int, dtype: jnp.dtype, encoding: str) -> Batch:
     def targets(pair: Pair) -> np.ndarray:
         return np.zeros((len(pair.reply_ids), width), dtype)
 
-    batches = prepared_batches(plan, targets, weighting=Weighting(), encoding="hidden", pad_id=0)
+    batches = prepared_batches(plan, targets, weighting=Weighting(), encoding=encoding, pad_id=0)
     return next(batches).batch

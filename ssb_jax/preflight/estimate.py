@@ -1,0 +1,76 @@
+"""Temporaries of a program, estimated from shapes: what `--suggest` compares meshes with, before it compiles one.
+
+The largest arrays that XLA was seen to keep, in programs compiled for v5e: gathered weights, activations of one layer,
+scores where no kernel keeps them in the chip's vector memory, logits. Within about a quarter of what is compiled.
+"""
+
+from __future__ import annotations
+
+from ssb_jax.model.lora import lora_shapes
+from ssb_jax.preflight.workload import Generation, Job, Scoring, Training
+from ssb_jax.sampling import schedule
+
+
+def prefill_temporaries(job: Job, rows: int, length: int) -> float:
+    """One pass over prompts into a cache, which is a result."""
+    return _gathered(job) + _layer(job, rows, length) + _scores(job, rows, length, length)
+
+
+def decode_temporaries(job: Job, work: Generation) -> float:
+    """A chunk of decode steps; the cache is updated in place."""
+    rows, tensor = work.slots / schedule.row_parts(job.mesh), job.mesh.shape["tensor"]
+    logits = rows * job.shape.vocab_size / tensor * 4
+    scores = rows * job.shape.num_heads / tensor * work.cache_length * 4
+    return _gathered(job, head=True) + 4 * logits + 2 * scores
+
+
+def teacher_temporaries(job: Job, work: Scoring) -> float:
+    """The teacher's pass."""
+    return (
+        _gathered(job, head=True)
+        + _layer(job, work.rows, work.length)
+        + _scores(job, work.rows, work.length, work.length)
+    )
+
+
+def step_temporaries(job: Job, work: Training) -> float:
+    """The training step: one micro-batch at a time, its layers' inputs kept for the backward pass."""
+    shape, mesh, settings = job.shape, job.mesh, job.config.distillation
+    size, chunk = work.longest.shapes[0], work.longest.grid.chunk
+    tokens, item = size.rows * size.length / schedule.row_parts(mesh), job.dtype.itemsize
+    layer = _layer(job, size.rows, size.length)
+    inputs = shape.num_layers * tokens * shape.hidden_size * item
+    kept = {"full": inputs, "dots": inputs + shape.num_layers * layer / 2, "none": inputs + shape.num_layers * layer}
+    logits = chunk * shape.vocab_size / (mesh.shape["fsdp"] * mesh.shape["tensor"]) * 4
+    scores = _scores(job, size.rows, size.length, size.length)
+    scores *= shape.num_layers if settings.remat == "none" else 1
+    return _gathered(job, head=True) + 2 * layer + kept[settings.remat] + 5 * logits + scores
+
+
+def _gathered(job: Job, *, head: bool = False) -> float:
+    """Weights that are brought from the other fsdp shards: two layers' at a time, and the embedding."""
+    shape, mesh = job.shape, job.mesh
+    if mesh.shape["fsdp"] == 1:
+        return 0.0
+    layer = sum(i * o for i, o in lora_shapes(shape).values())
+    embedding = shape.vocab_size * shape.hidden_size if head else 0
+    return (2 * layer + embedding) * job.dtype.itemsize / mesh.shape["tensor"]
+
+
+def _layer(job: Job, rows: int, length: int) -> float:
+    """Activations of one layer."""
+    tokens = rows * length / schedule.row_parts(job.mesh)
+    width = 6 * job.shape.hidden_size + 3 * job.shape.intermediate_size / job.mesh.shape["tensor"]
+    return tokens * width * job.dtype.itemsize
+
+
+def _scores(job: Job, rows: int, queries: int, keys: int) -> float:
+    """Attention scores of one layer in float32, where no kernel is in use."""
+    if fused_attention(job, queries):
+        return 0.0
+    return rows / schedule.row_parts(job.mesh) * job.shape.num_heads / job.mesh.shape["tensor"] * queries * keys * 4.0
+
+
+def fused_attention(job: Job, queries: int) -> bool:
+    """Whether a kernel keeps the scores of so many queries out of the chip's memory."""
+    return False

@@ -1,0 +1,113 @@
+"""The mesh, teacher's batch and micro-batch that fit a slice and take least, by estimate; one of them is compiled.
+
+All meshes of the slice that divide the model are compared: memory from the exact sizes of weights, cache and optimizer
+and the estimated temporaries, time from the roofline. The number of slots is the engine's own choice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ssb_jax.config import Config, Mesh, SsbError
+from ssb_jax.preflight.chips import GIB
+from ssb_jax.preflight.programs import stage_programs
+from ssb_jax.preflight.roofline import stage_steps
+from ssb_jax.preflight.workload import Job, make_job
+
+_SAFE = 0.92  # of a chip's memory: estimates are not exact
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A job that fits by estimate.
+
+    Attributes:
+      peak: estimated bytes on a chip, of the program that needs most.
+      hours: of all stages, at least; None where the chip is not known.
+    """
+
+    job: Job
+    peak: float
+    hours: float | None
+
+    @property
+    def overrides(self) -> list[str]:
+        """The settings, as arguments of a command."""
+        mesh, config = self.job.mesh.shape, self.job.config
+        values = {f"mesh.{axis}": size for axis, size in mesh.items()} | {
+            "targets.batch_size": config.targets.batch_size,
+            "distillation.micro_batch": config.distillation.micro_batch or config.distillation.batch_size,
+        }
+        return [word for key, value in values.items() for word in (f"--{key}", str(value))]
+
+
+def suggest(job: Job, stages: Sequence[str]) -> list[Suggestion]:
+    """What fits, the fastest first (by the roofline; where times are not known, the smallest).
+
+    Raises:
+      SsbError: nothing fits; says how much the best one lacks.
+    """
+    found: list[Suggestion] = []
+    nearest: tuple[float, str] | None = None
+    for config in _meshes(job.config, len(job.topology.devices)):
+        try:
+            base = make_job(config, job.shape, job.topology, job.assumed)
+            best = _fitted(base, stages)
+        except SsbError as error:  # this mesh does not divide the model, or its weights leave no room for a cache
+            nearest = nearest or (0.0, str(error))
+            continue
+        if best.peak <= _SAFE * job.topology.chip.memory:
+            found.append(best)
+        elif nearest is None or not nearest[0] or best.peak < nearest[0]:
+            sizes = ", ".join(f"{axis} {size}" for axis, size in base.mesh.shape.items())
+            nearest = best.peak, f"the least, {best.peak / GIB:.1f} GiB a chip, is needed on mesh {sizes}"
+    if not found:
+        limit = job.topology.chip.memory / GIB
+        raise SsbError(
+            f"nothing fits {job.topology.name} ({limit:.2f} GiB a chip): {nearest[1]}. Take a larger slice, or lower "
+            "rollouts.max_new_tokens, teaching.max_new_tokens or distillation.max_length"
+        )
+    return sorted(found, key=lambda s: (s.peak if s.hours is None else s.hours, s.peak))
+
+
+def _fitted(job: Job, stages: Sequence[str]) -> Suggestion:
+    """The job with the largest teacher's batch and micro-batch that fit, or the smallest where none does."""
+    peaks, hours = [], []
+    for stage in stages:
+        options = {"targets": _teacher_batches, "distill": _micro_batches}.get(stage, lambda config: [config])
+        for config in options(job.config):
+            job = make_job(config, job.shape, job.topology, job.assumed)
+            peak = max((p.expected for p in stage_programs(job, stage)), default=0.0)
+            if peak <= _SAFE * job.topology.chip.memory:
+                break
+        peaks.append(peak)
+        hours += [step.hours for step in stage_steps(job, stage)]
+    return Suggestion(job, max(peaks), None if None in hours else sum(hours))
+
+
+def _meshes(config: Config, devices: int) -> Iterator[Config]:
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    for data, fsdp in itertools.product(divisors, divisors):
+        if devices % (data * fsdp) == 0:
+            mesh = Mesh(data=data, fsdp=fsdp, tensor=devices // (data * fsdp))
+            yield config.model_copy(update={"mesh": mesh})
+
+
+def _teacher_batches(config: Config) -> Iterator[Config]:
+    for size in _halved(config.targets.batch_size):
+        yield config.model_copy(update={"targets": config.targets.model_copy(update={"batch_size": size})})
+
+
+def _micro_batches(config: Config) -> Iterator[Config]:
+    settings = config.distillation
+    for size in _halved(settings.micro_batch or settings.batch_size):
+        yield config.model_copy(update={"distillation": settings.model_copy(update={"micro_batch": size})})
+
+
+def _halved(size: int) -> Iterator[int]:
+    while size > 1:
+        yield size
+        size = -(-size // 2)
+    yield 1
