@@ -152,13 +152,15 @@ def _training(job: Job) -> Program:
     """The step on a batch of the longest pairs."""
     work, config = workload.training(job), job.config
     shape = work.longest.shapes[0]
+    # Of one batch alone there are few steps; a warm-up changes numbers of the program, not what it takes.
+    settings = config.distillation.model_copy(update={"warmup_steps": 0})
 
     def step():
         return lower_step(
             job.shape,
             job.mesh,
             work.pairs,
-            settings=config.distillation,
+            settings=settings,
             lora_settings=config.lora,
             dtype=job.dtype,
             encoding=config.targets.encoding,

@@ -117,7 +117,8 @@ def _scoring(job: Job) -> Step:
 
 
 def _training(job: Job) -> Step:
-    plan, shape = workload.training(job).expected, job.shape
+    work, shape = workload.training(job), job.shape
+    plan = work.expected
     size, settings = plan.shapes[0], job.config.distillation
     tokens = size.micros * size.rows * size.length
     again = {"none": 0, "dots": 0, "full": 1}[settings.remat]  # what `dots` computes again is not products of weights
@@ -129,7 +130,7 @@ def _training(job: Job) -> Step:
     passes = 2 + again  # forward, again, and the gradient of the activations: the weights are frozen
     return _step(
         job,
-        ("distill", "step", plan.steps),
+        ("distill", "step", work.steps),
         flops=passes * layer_flops(shape, tokens)
         + (3 + again) * attention_flops(shape, tokens, size.length)
         + (passes + 1) * adapter

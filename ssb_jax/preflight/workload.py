@@ -114,8 +114,13 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Training:
-    """The distillation: the longest pairs, and what the stage plans for them and for the expected ones."""
+    """The distillation: its steps, and what the stage plans for a batch of the longest and of the expected pairs.
 
+    Attributes:
+      pairs: those of the longest batch.
+    """
+
+    steps: int
     pairs: tuple[Pair, ...]
     longest: Plan
     expected: Plan
@@ -212,16 +217,19 @@ def training(job: Job) -> Training:
     settings, prompt = job.config.distillation, job.assumed.question_tokens
     limit = min(settings.max_length, job.shape.max_position_embeddings)
 
+    count = min(settings.batch_size, pairs_wanted(job))
+
     def pairs(reply: int) -> tuple[Pair, ...]:
         pair = Pair("", "", "", "", (0,), (0,) * min(prompt, limit - reply), (0,) * reply, True)
-        return tuple(dataclasses.replace(pair, question_id=f"{i}") for i in range(pairs_wanted(job)))
+        return tuple(dataclasses.replace(pair, question_id=f"{i}") for i in range(count))
 
     def plan(members: tuple[Pair, ...]) -> Plan:
         return make_plan(job.shape, members, settings=settings, seed=0, mesh=job.mesh)
 
     reply = min(_longest(job, job.config.teaching), max(1, limit - prompt))
     longest, expected = pairs(reply), pairs(min(_expected(job, job.config.teaching), reply))
-    return Training(longest, plan(longest), plan(expected))
+    steps = math.ceil(pairs_wanted(job) / settings.batch_size) * settings.epochs
+    return Training(steps, longest, plan(longest), plan(expected))
 
 
 def slots_for(job: Job, *, wanted: int | None, sequences: int, longest: int) -> int:
