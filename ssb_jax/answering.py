@@ -3,21 +3,24 @@
 Answers are appended to a file as they finish, so that a call that was cut off goes on with what is missing.
 """
 
+import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ssb_jax.answers import Grade, GraderPool, strict_equal
-from ssb_jax.artifacts import appending, drop_partial_line, read_jsonl
+from ssb_jax.artifacts import appending, drop_partial_line, read_jsonl, write_atomically
 from ssb_jax.config import Grading, SsbError
 from ssb_jax.console import note, progress
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.weights import read_config
 from ssb_jax.records import Outcome, Rollout, StopReason, Verdict
-from ssb_jax.sampling import Completion, Request, SamplingParams, generate
+from ssb_jax.sampling import Completion, EngineStats, Request, SamplingParams, generate
 from ssb_jax.workspace import Workspace
 
 PART = "part-00000.jsonl"
+ENGINE = ".engine.json"  # hidden: how long it took is not part of what a folder holds
 
 
 def answer(
@@ -40,9 +43,9 @@ def answer(
       attempts: how often a failed generation is tried before it is recorded as failed.
 
     Returns:
-      Counts: rows, tokens, by stop reason.
+      Counts: rows, tokens, by stop reason; and under `engine` what the engine did, over all calls for this folder.
     """
-    path = folder / PART
+    path, log = folder / PART, EngineLog(folder / ENGINE)
     _check_lengths(prompts, workspace)
     drop_partial_line(path)
     done = _done(path, prompts, num_samples)
@@ -55,11 +58,50 @@ def answer(
     if requests:
         with appending(path) as append, progress(description, total, done=len(done)) as advance:
             for completion in _generate_retrying(
-                requests, attempts=attempts, seed=seed, lora=lora, workspace=workspace
+                requests, attempts=attempts, seed=seed, lora=lora, workspace=workspace, log=log
             ):
                 append(_rollout(completion, prompts, workspace))
-                advance()
-    return count_rollouts(read_jsonl(path, Rollout)) if total else {"rows": 0}
+                advance(**log.shown())
+    return count_rollouts(read_jsonl(path, Rollout)) | {"engine": log.total.as_dict()} if total else {"rows": 0}
+
+
+class EngineLog:
+    """What the engine did for a folder, kept beside the rows, so that a stage that was cut off counts all its calls."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.earlier = EngineStats(**json.loads(path.read_bytes())) if path.exists() else EngineStats()
+        self.now = EngineStats()
+        self.saved = time.monotonic()
+
+    @property
+    def total(self) -> EngineStats:
+        return self.earlier + self.now
+
+    def update(self, stats: EngineStats) -> None:
+        """Takes the counts of the call that is under way; a kill loses those of the last seconds."""
+        self.now = stats
+        if time.monotonic() - self.saved > 5:
+            self._save()
+
+    def end_call(self) -> None:
+        self.earlier, self.now = self.total, EngineStats()
+        self._save()
+
+    def shown(self) -> dict[str, object]:
+        """What the progress bar says."""
+        stats = self.total
+        return {
+            "tokens/s": round(stats.tokens_per_second),
+            **{name: f"{100 * getattr(stats, f'{name}_share'):.0f} %" for name in ("prefill", "padding")},
+            "occupancy": f"{100 * stats.occupancy:.0f} %",
+            "cut off": stats.length,
+            **({"failed": stats.failed} if stats.failed else {}),
+        }
+
+    def _save(self) -> None:
+        write_atomically(self.path, json.dumps(asdict(self.total)))
+        self.saved = time.monotonic()
 
 
 def sample(
@@ -104,7 +146,7 @@ def _done(path: Path, prompts: Mapping[str, Sequence[int]], num_samples: int) ->
 
 
 def _generate_retrying(
-    requests: list[Request], *, attempts: int, seed: int, lora: Lora | None, workspace: Workspace
+    requests: list[Request], *, attempts: int, seed: int, lora: Lora | None, workspace: Workspace, log: EngineLog
 ) -> Iterator[Completion]:
     """Yields one completion a sample; failed ones are tried again, with other random numbers, before they count."""
     by_id = {request.id: request for request in requests}
@@ -117,11 +159,13 @@ def _generate_retrying(
             lora=lora,
             settings=workspace.config.engine,
             mesh=workspace.mesh,
+            on_stats=log.update,
         ):
             if completion.stop is StopReason.FAILED and attempt + 1 < attempts:
                 failed.setdefault(completion.id, []).append(completion.sample)
             else:
                 yield completion
+        log.end_call()
         requests = [replace(by_id[key], samples=tuple(sorted(samples))) for key, samples in failed.items()]
         if not requests:
             return

@@ -142,6 +142,16 @@ def test_what_a_run_leaves_keeps_the_stages_promises(straight):
         assert word in stdout
 
 
+def test_manifests_say_what_the_engine_did(straight):
+    for name in ("blocks/0000/rollouts", "blocks/0000/teaching", "evaluation/test/base", "evaluation/test/ssb"):
+        engine = read_manifest(straight[0] / name).counts["engine"]
+        rows = read_jsonl(straight[0] / name / "part-00000.jsonl", Rollout)
+        assert (engine["sequences"], engine["failed"]) == (len(rows), 0)
+        assert engine["new_tokens"] == sum(len(row.token_ids) for row in rows) + engine["end_of_turn"]
+        assert 0 < engine["occupancy"] <= 1
+        assert engine["tokens_per_second"] > 0
+
+
 def test_results_hold_every_row(straight):
     result = json.loads((straight[0] / "evaluation/results.json").read_text())["sets"]["test"]
     assert len(result["rows"]) == 30

@@ -16,7 +16,7 @@ from ssb_jax.model.lora import init_lora
 from ssb_jax.model.sharding import make_mesh
 from ssb_jax.model.transformer import ModelConfig, Transformer, model_shardings
 from ssb_jax.records import StopReason
-from ssb_jax.sampling import Request, SamplingParams, generate, generate_simple, schedule
+from ssb_jax.sampling import Request, SamplingParams, device, generate, generate_simple, schedule
 from ssb_jax.sampling.engine import EngineStats
 
 CONFIG = ModelConfig(
@@ -240,9 +240,10 @@ def test_slots_are_chosen_to_fit_and_the_reason_is_given():
     choose = lambda **kw: schedule.choose_slots(  # noqa: E731
         **{"wanted": None, "sequences": None, "longest": 200, "budget": budget, "mesh": None} | kw
     )
-    assert choose() == (39, "0.0 GiB for the cache hold 39 sequences of 256 tokens (0.5 KiB a token)")
-    assert choose(sequences=5)[0] == 8
-    assert choose(wanted=20) == (20, "as set")
+    memory = "; 0.0 GiB for the cache hold 39 sequences of 256 tokens (0.5 KiB a token)"
+    assert choose() == (39, "no more fit" + memory)
+    assert choose(sequences=5) == (8, "5 sequences to decode" + memory)
+    assert choose(wanted=20) == (20, "as set" + memory)
     with pytest.raises(SsbError, match="engine.slots: 40 slots do not fit"):
         choose(wanted=40)
     with pytest.raises(SsbError, match="1 slots do not fit"):
@@ -250,6 +251,49 @@ def test_slots_are_chosen_to_fit_and_the_reason_is_given():
     mesh = make_mesh(data=2, fsdp=4, tensor=1)
     assert choose(wanted=20, mesh=mesh)[0] == 24
     assert choose(mesh=mesh)[0] == 32
+
+
+def test_more_slots_than_memory_are_refused_and_what_is_chosen_is_said(small, monkeypatch, capsys):
+    params = SamplingParams(max_new_tokens=3)
+    requests = [Request(f"q{i}", (i,), params) for i in range(9)]
+    list(generate(small, requests, seed=0, settings=MANY))
+    assert "engine: 16 slots: as set; " in capsys.readouterr().err
+    monkeypatch.setattr(
+        schedule, "cache_budget", lambda *_, **__: schedule.Budget(tokens=999, bytes=9, bytes_per_token=1)
+    )
+    with pytest.raises(SsbError, match="engine.slots: 16 slots do not fit: .* hold 7 sequences of 128 tokens"):
+        next(generate(small, requests, seed=0, settings=MANY))
+
+
+def test_a_device_that_fails_is_one_error_and_what_had_ended_is_kept(small, monkeypatch):
+    """The third chunk fails as a lost device does."""
+    chunks, decode = itertools.count(), device.decode
+
+    def failing(*arguments, **kwargs):
+        if next(chunks) == 2:
+            raise jax.errors.JaxRuntimeError("INTERNAL: the device is gone\nlong story")
+        return decode(*arguments, **kwargs)
+
+    monkeypatch.setattr(device, "decode", failing)
+    requests = [Request(f"q{i}", (i,), SamplingParams(max_new_tokens=5)) for i in range(9)]
+    done = []
+    with pytest.raises(
+        SsbError, match="the device failed in decode of 2 slots, 128 tokens: INTERNAL: the device is gone;"
+    ):
+        done.extend(generate(small, requests, seed=0, settings=FEW))
+    assert len(done) == 4
+
+
+def test_a_prefill_may_be_longer_than_the_cache():
+    """After a shared prefix of 96 tokens, the bucket of 150 more is 192: together more than the cache's 256."""
+    roomy = Transformer(dataclasses.replace(SMALL, max_position_embeddings=512), rngs=nnx.Rngs(3))
+    beginning, params = tuple(range(8)) * 12, SamplingParams(max_new_tokens=4)
+    requests = [Request(f"q{i}", beginning + (9 + i,) * 150, params) for i in range(2)]
+    seen: list[EngineStats] = []
+    done = by_key(generate(roomy, requests, seed=0, settings=FEW, on_stats=seen.append))
+    assert done == by_key(generate_simple(roomy, requests, seed=0))
+    assert seen[-1].reused_prompt_tokens == 2 * 96
+    assert seen[-1].cache_tokens == 256
 
 
 def test_sequences_that_do_not_fit_together_wait_for_fewer_slots(small, monkeypatch):

@@ -73,7 +73,8 @@ def completed(
     share(folder, manifest)
     if not quiet:
         state = "complete, skipped" if was_there else f"{manifest.seconds:.1f} s"
-        note(f"{stage}: {mapping(manifest.counts)} ({state})")
+        counts = {name: value for name, value in manifest.counts.items() if not isinstance(value, dict)}
+        note(f"{stage}: {mapping(counts)} ({state})")
     return manifest
 
 

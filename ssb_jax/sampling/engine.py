@@ -12,7 +12,6 @@ and a run repeats exactly.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 
 from ssb_jax.config import Engine as EngineSettings
 from ssb_jax.config import SsbError
+from ssb_jax.console import note
 from ssb_jax.model.cache import KVCache
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
@@ -30,8 +30,6 @@ from ssb_jax.sampling.params import Completion, Request, check_request, completi
 from ssb_jax.sampling.queue import Queue, Staged
 from ssb_jax.sampling.slots import Sampled, Slots
 from ssb_jax.sampling.stats import EngineStats, Meter
-
-log = logging.getLogger(__name__)
 
 
 def generate(
@@ -161,7 +159,7 @@ class _Engine:
             mesh=self.mesh,
         )
         if count != self.slots.count:
-            log.info("%d slots: %s", count, reason)
+            note(f"engine: {count} slots: {reason}")
             self.slots = self._slots(count)
 
     def _compact(self, running: int) -> None:

@@ -126,5 +126,9 @@ def choose_slots(
         )
     needed = rounded if sequences is None else math.ceil((1 << (sequences - 1).bit_length()) / parts) * parts
     slots = min(rounded, fits, needed)
-    reason = {needed: f"{sequences} sequences to decode", fits: memory, rounded: "as set" if wanted else "the default"}
-    return slots, reason[slots]
+    limits = {
+        needed: f"{sequences} sequences to decode",
+        fits: "no more fit",
+        rounded: "as set" if wanted else "default",
+    }
+    return slots, f"{limits[slots]}; {memory}"

@@ -6,10 +6,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TypeVar
 
 import jax
+
+from ssb_jax.config import SsbError
 
 X = TypeVar("X")
 log = logging.getLogger(__name__)
@@ -61,6 +63,11 @@ class EngineStats:
         computed = self.padded_prompt_tokens + self.slot_steps
         return _ratio(computed - self.prompt_tokens - self.new_tokens, computed)
 
+    def __add__(self, later: EngineStats) -> EngineStats:
+        """Both runs together: counts and seconds add up; of slots, cache and programs the greatest."""
+        join = {f.name: sum for f in fields(self)} | dict.fromkeys(("slots", "cache_tokens", "programs"), max)
+        return EngineStats(**{name: how((getattr(self, name), getattr(later, name))) for name, how in join.items()})
+
     def as_dict(self) -> dict[str, int | float]:
         """All fields and shares, rounded, for manifests and JSON."""
         shares = ("sequences", "tokens_per_second", "occupancy", "prefill_share", "padding_share")
@@ -78,9 +85,20 @@ class Meter:
     started: float = field(default_factory=time.perf_counter)
 
     def timed(self, kind: str, what: str, call: Callable[[], X]) -> X:
-        """Runs a device program to its end; `kind` names the seconds, `what` the program with its shapes."""
+        """Runs a device program to its end; `kind` names the seconds, `what` the program with its shapes.
+
+        Raises:
+          SsbError: the device failed, or has not enough memory.
+        """
         start = time.perf_counter()
-        result = jax.block_until_ready(call())
+        try:
+            result = jax.block_until_ready(call())
+        except jax.errors.JaxRuntimeError as error:
+            advice = "lower engine.slots" if "RESOURCE_EXHAUSTED" in str(error) else "see to the device"
+            raise SsbError(
+                f"the device failed in {what}: {str(error).splitlines()[0]}; what had ended is kept: {advice} and run "
+                f"the same command again"
+            ) from error
         took = time.perf_counter() - start
         self.seconds[f"{kind}_seconds"] += took
         if what not in self.shapes:

@@ -29,7 +29,7 @@ def run(
     prompts = {h.question_id: _teacher_prompt(by_id[h.question_id], h, workspace) for h in hints if h.dropped is None}
     longest = workspace.model.config.max_position_embeddings if prompts else 0
     fitting = {key: ids for key, ids in prompts.items() if len(ids) < longest}
-    answer(
+    counts = answer(
         fitting,
         num_samples=config.teaching.attempts,
         params=workspace.sampling_params(config.teaching),
@@ -52,6 +52,7 @@ def run(
         "pairs": sum(lesson.pair is not None for lesson in lessons),
         "tokens": sum(len(s.token_ids) for s in solutions),
         **{reason.value: count for reason, count in sorted(dropped.items())},
+        **({"engine": counts["engine"]} if "engine" in counts else {}),
     }
 
 
