@@ -70,6 +70,7 @@ class Workspace:
         """
         note(f"loading {self.config.model.path} ({self.dtype.name}, mesh {dict(self.mesh.shape)})")
         model = load_model(self.model_folder, mesh=self.mesh, dtype=self.dtype)
+        model.attention = self.config.model.attention
         have, need = model.config.vocab_size, self.chat.vocabulary_size
         if need > have:
             raise SsbError(

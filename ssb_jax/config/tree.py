@@ -37,6 +37,8 @@ class Model(Section):
     """Hub id or folder of the tokenizer, when it is not the model's."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights and the matrix products; `auto` is bfloat16 on accelerators and float32 on CPU."""
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    """The kernel of prefill and training: splash attention on TPU, cuDNN on GPU, or XLA's own everywhere."""
 
 
 class Data(Section):

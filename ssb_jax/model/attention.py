@@ -1,4 +1,4 @@
-"""Attention over grouped heads, in one function, so that a fused kernel can be put behind it.
+"""Attention over grouped heads, in one function, with the kernels of others behind it (kernels.py).
 
 The mask is kept as its rule (indices and segments), not as a (B, T, S) array: XLA fuses the comparison into the
 softmax, and a kernel can skip the blocks that the rule excludes.
@@ -6,12 +6,14 @@ softmax, and a kernel can skip the blocks that the rule excludes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from ssb_jax.model import kernels
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +24,8 @@ class Mask:
     query_index: Int[Array, "B T"]
     key_index: Int[Array, " S"]
     segment_ids: Int[Array, "B T"] | None = None  # of queries and keys alike; only where S = T
+    # Where it is known when compiling: query t, unless it is padding, has index start + t, and S = start + T.
+    start: int | None = field(default=None, metadata={"static": True})
 
     def dense(self) -> Bool[Array, "B T S"]:
         visible = self.key_index[None, None, :] <= self.query_index[:, :, None]
@@ -31,9 +35,27 @@ class Mask:
 
 
 def attention(
-    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Mask
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    *,
+    kernel: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention, each key/value head shared by G = N / K query heads; scores and softmax in float32."""
+    """Softmax attention, each key/value head shared by G = N / K query heads; scores and softmax in float32.
+
+    Args:
+      kernel: "xla", the reference; "splash" (TPU) or "cudnn" (GPU), where its conditions hold; "auto": the device's.
+
+    Raises:
+      SsbError: a kernel of another kind of device.
+    """
+    chosen = kernels.choose(kernel, q, k, start=mask.start)
+    if chosen == "splash":
+        return kernels.splash(q, k, v, mask.segment_ids, start=mask.start)
+    if chosen == "cudnn":
+        causal = mask.start == 0 and mask.segment_ids is None
+        return kernels.fused(q, k, v, None if causal else mask.dense(), implementation="cudnn")
     if q.shape[1] == 1:
         return jax.lax.platform_dependent(q, k, v, mask, cpu=_matrix_vector, default=_batched)
     return _batched(q, k, v, mask)

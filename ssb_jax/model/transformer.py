@@ -9,6 +9,8 @@ Reference: `transformers.models.qwen2`; RMSNorm arXiv 1910.07467, SwiGLU arXiv 2
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,6 +57,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
         """Random weights as transformers draws them: normal(initializer_range), norms 1, biases 0."""
         self.config = config
+        self.attention = "auto"  # the kernel: see `attention`
         shapes = parameter_shapes(config)
 
         def parameter(name: str) -> nnx.Param:
@@ -95,6 +98,7 @@ class Transformer(nnx.Module):
         lora: Lora | None = None,
         dropout_key: Key[Array, ""] | None = None,
         remat: str = "none",
+        start: int | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the last norm, and the updated cache.
 
@@ -102,6 +106,9 @@ class Transformer(nnx.Module):
         With a cache, each token's keys and values are written at its position (>= 0; those >= S nowhere, which is
         how padding is written) and the token sees cache indices up to its position. Prefill, prefill in pieces and
         decode are therefore the same call, and rows may be ragged. A cache and segments exclude each other.
+
+        `start` says of a cache of length start + T that every token t, unless it is padding, has position start + t:
+        attention kernels want to know it when they are compiled.
 
         LoRA's dropout is on exactly when `dropout_key` is given. `remat`, what the backward pass recomputes within
         a layer: "none", "dots" (all but weight matmuls) or "full".
@@ -114,9 +121,10 @@ class Transformer(nnx.Module):
         B, T = tokens.shape
         if cache is None:
             steps = jnp.arange(T, dtype=jnp.int32)
-            mask = Mask(jnp.broadcast_to(steps[None], (B, T)), steps, segment_ids)
+            mask = Mask(jnp.broadcast_to(steps[None], (B, T)), steps, segment_ids, start=0)
         else:
-            mask = Mask(positions, jnp.arange(cache.length, dtype=jnp.int32))
+            mask = Mask(positions, jnp.arange(cache.length, dtype=jnp.int32), start=start)
+        attend = functools.partial(attention, mask=mask, kernel=self.attention)
         angles = rotary_angles(positions, head_dim=config.head_dim, theta=config.rope_theta)
 
         def layer(carry, per_layer):
@@ -125,7 +133,7 @@ class Transformer(nnx.Module):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             project = _projector(weights, adapter, lora, key)
             normed = rms_norm(x, weights["input_norm"], config.rms_norm_eps)
-            mixed, cache = _attend(normed, weights, project, config, angles, mask, cache, index, positions)
+            mixed, cache = _attend(normed, weights, project, config, angles, attend, cache, index, positions)
             x = constrain(x + mixed, "batch", "tokens", "width")
             x = x + _feed_forward(rms_norm(x, weights["post_norm"], config.rms_norm_eps), project)
             return (constrain(x, "batch", "tokens", "width"), cache), None
@@ -165,7 +173,7 @@ def _projector(weights, adapter, lora, key):
     return project
 
 
-def _attend(x, weights, project, config, angles, mask, cache, index, positions):
+def _attend(x, weights, project, config, angles, attend, cache, index, positions):
     """Self-attention of one layer: (B, T, D) -> (B, T, D), and the cache with this layer's keys and values."""
     q = project("q_proj", x) + weights["q_bias"][None, None]
     k = project("k_proj", x) + weights["k_bias"][None, None]
@@ -176,7 +184,7 @@ def _attend(x, weights, project, config, angles, mask, cache, index, positions):
     if cache is not None:
         cache = KVCache(k=write(cache.k, k, index, positions), v=write(cache.v, v, index, positions))
         k, v = read(cache.k, index).astype(q.dtype), read(cache.v, index).astype(q.dtype)
-    return project("o_proj", attention(q, k, v, mask)), cache
+    return project("o_proj", attend(q, k, v)), cache
 
 
 def _feed_forward(x, project):

@@ -81,7 +81,7 @@ def prefill(
         cache = jax.tree.map(lambda whole, part: whole.at[:, :, :, :start].set(part[:, :1]), cache, prefix)
     steps = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (P, T))
     positions = jnp.where(steps < lengths[:, None] - 1, start + steps, start + T)
-    return _laid_out(model(tokens, positions=positions, cache=cache, lora=lora)[1])
+    return _laid_out(model(tokens, positions=positions, cache=cache, lora=lora, start=start)[1])
 
 
 @jax.jit(donate_argnames="cache")
