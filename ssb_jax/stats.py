@@ -8,6 +8,7 @@ from math import comb
 
 import numpy as np
 import scipy.stats
+from jaxtyping import Float
 
 _MOST_SUBSETS = 1000
 
@@ -81,3 +82,48 @@ def bootstrap_mean(values: Sequence[float], *, confidence: float, resamples: int
     )
     low, high = result.confidence_interval
     return Interval(float(data.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same questions. `p_value` is two-sided, of the hypothesis that neither is better."""
+
+    better: int  # questions where the second model scores higher
+    worse: int
+    equal: int
+    p_value: float
+
+
+def sign_test(first: Sequence[float], second: Sequence[float]) -> Paired:
+    """The exact sign test on questions where two models differ; with one answer a question, McNemar's exact test.
+
+    Args:
+      first, second: each model's score on every question, in the same order.
+    """
+    difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    p_value = scipy.stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    return Paired(better, worse, difference.size - better - worse, float(p_value))
+
+
+def bootstrap_seeds_and_questions(
+    scores: Sequence[Float[np.ndarray, "S Q"]], *, resamples: int, seed: int = 0
+) -> Float[np.ndarray, "N M"]:
+    """Means of several methods' scores (seeds S x questions Q) in bootstrap replicates of seeds and questions.
+
+    Seeds and questions are drawn independently of each other (the pigeonhole bootstrap of crossed factors, Owen 2007,
+    arXiv 0712.1111: its intervals are, if anything, too wide). All methods share the questions of a replicate, so the
+    difference of two columns is paired; their seeds are drawn apart.
+
+    Returns:
+      A row a method, a column a replicate.
+    """
+    random = np.random.default_rng(seed)
+    questions = scores[0].shape[1]
+    of_questions = random.multinomial(questions, np.full(questions, 1 / questions), size=resamples) / questions
+    means = []
+    for values in scores:
+        seeds = values.shape[0]
+        of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+        means.append(np.einsum("ms,sq,mq->m", of_seeds, values, of_questions, optimize=True))
+    return np.stack(means)

@@ -1,0 +1,37 @@
+"""`ssb compare`."""
+
+from pathlib import Path
+
+import click
+
+from ssb_jax.cli.group import main
+from ssb_jax.console import note, table
+
+
+@main.command()
+@click.argument("sources", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--reach", type=click.FloatRange(0, 1), help="Accuracy to be reached; the weakest method's best.")
+@click.option("--against", metavar="METHOD", help="The method that differences are taken to; the first one.")
+@click.option("--csv", type=click.Path(path_type=Path), help="File for the points as CSV.")
+@click.option("--json", type=click.Path(path_type=Path), help="File for everything as JSON.")
+@click.option("--figure", type=click.Path(path_type=Path), help="File for the figures: .svg, .png or .pdf.")
+def compare(
+    sources: tuple[Path, ...],
+    reach: float | None,
+    against: str | None,
+    csv: Path | None,
+    json: Path | None,
+    figure: Path | None,
+) -> None:
+    """Accuracy against questions, tokens, FLOPs and time, of run folders and files of results."""
+    from ssb_jax.compare import compare as points_of
+    from ssb_jax.compare import output, read_results
+
+    comparison = points_of(read_results(sources), accuracy=reach, against=against)
+    for path, write in ((csv, output.write_csv), (json, output.write_json), (figure, output.write_figure)):
+        if path is not None:
+            write(comparison, path)
+    for title, header, rows in (*output.point_tables(comparison), *output.reach_tables(comparison)):
+        table(title, header, rows)
+    for warning in comparison.warnings:
+        note(f"warning: {warning}")
