@@ -27,8 +27,8 @@ from ssb_jax.model.sharding import make_mesh
 from ssb_jax.model.transformer import check_mesh
 from ssb_jax.model.weights import BUILTIN_TINY, read_config, resolve_model
 from ssb_jax.prompts import PromptSet, load_prompts
-from ssb_jax.records import Question
-from ssb_jax.stages.questions import load_questions, normalise
+from ssb_jax.records import Question, normalise
+from ssb_jax.stages.questions import load_questions
 
 _SMALL_FILES = ["*.json", "*.txt", "*.jinja"]  # of a model on the hub: everything but its weights
 _QUESTION = "What is (3 + 4) \\times 2?"

@@ -3,6 +3,7 @@
 Everything imports this module; it imports nothing of ours. Reasons are enums, so a count by reason is a group-by.
 """
 
+import unicodedata
 from enum import StrEnum
 
 from pydantic import ConfigDict
@@ -49,6 +50,11 @@ class Question:
     answer: str
     subject: str | None = None
     level: str | None = None
+
+
+def normalise(question: str) -> str:
+    """A question's text without differences of case, white space and Unicode form: equal texts are one question."""
+    return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import click
+
 from ssb_jax.cli.group import in_run_folder, opened
 from ssb_jax.config import SsbError
 from ssb_jax.console import note, table
@@ -52,12 +54,16 @@ def distill(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
 
 
 @in_run_folder
-def eval(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--adapter", type=click.Path(path_type=Path), help="A PEFT adapter trained elsewhere, evaluated too.")
+@click.option("--answers", type=click.Path(path_type=Path), help="JSONL of answers from elsewhere; samples nothing.")
+def eval(
+    config: Path, out: Path, overrides: tuple[str, ...], adapter: Path | None = None, answers: Path | None = None
+) -> None:
     """Evaluate the base and, when there is one, the adapter."""
     with opened(config, out, overrides) as (pipeline, current):
         if not current.config.evaluation.sets:
             raise SsbError("expected at least one set in evaluation.sets, found none")
-        print_results(pipeline.evaluate(current))
+        print_results(pipeline.evaluate(current, adapter=adapter, answers=answers))
 
 
 def _print_funnel(counts: dict[str, int]) -> None:
@@ -72,7 +78,11 @@ def print_results(results: dict[str, dict]) -> None:
             for model, metrics in result["metrics"].items()
         ]
         for model, differences in result["differences"].items():
-            rows.append((f"{model} - base", *(_percent(differences[m], signed=True) for m in header[1:-1]), ""))
+            p_value = f"p {result['paired'][model]['p_value']:.2g}"
+            reference = next(iter(result["metrics"]))
+            rows.append(
+                (f"{model} - {reference}", *(_percent(differences[m], signed=True) for m in header[1:-1]), p_value)
+            )
         confidence = f"{100 * result['confidence']:.0f} % intervals"
         table(f"{name}: {result['questions']} questions, {result['num_samples']} sample(s), {confidence}", header, rows)
 

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ssb_jax.config.benchmarks import with_benchmark
+
 
 class Section(BaseModel):
     """A group of settings: frozen, no unknown keys, each field documented by the string under it."""
@@ -268,13 +270,15 @@ class Study(Section):
 
 
 class EvaluationSet(Section):
-    """One benchmark: questions, and how answers are drawn."""
+    """One benchmark: questions, and how answers are drawn. A name of `benchmarks.py` brings both."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     data: Data
     sampling: Sampling = Sampling(temperature=0.0)
     num_samples: Count = 1
     """n samples a question; pass@1 is their mean."""
+
+    _named = model_validator(mode="before")(with_benchmark)
 
 
 class Evaluation(Section):

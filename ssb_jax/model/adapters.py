@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssb_jax.artifacts import write_atomically
+from ssb_jax.artifacts import file_digest, write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import LORA_MODULES, Lora, lora_shapes, lora_shardings
@@ -106,6 +106,25 @@ def load_adapter(folder: str | Path, config: ModelConfig, *, mesh: jax.sharding.
         dropout=float(settings.get("lora_dropout", 0.0)),
     )
     return jax.tree.map(jnp.asarray, lora) if mesh is None else jax.device_put(lora, lora_shardings(lora, mesh))
+
+
+def check_base(folder: str | Path, base: str, base_folder: Path) -> None:
+    """Refuses an adapter that says it was trained on another model than `base`, whose files lie in `base_folder`.
+
+    It is the same model when the last parts of both names agree, or where its folder holds equal weight files.
+
+    Raises SsbError naming both.
+    """
+    named = str(read_json(Path(folder) / CONFIG_FILE, "an adapter folder needs one").get("base_model_name_or_path"))
+    if Path(named).name.casefold() in (Path(base).name.casefold(), base_folder.resolve().name.casefold()):
+        return
+    theirs = {path.name: file_digest(path) for path in Path(named).glob("*.safetensors")}
+    if theirs and theirs == {path.name: file_digest(path) for path in base_folder.glob("*.safetensors")}:
+        return
+    raise SsbError(
+        f"the adapter in {folder} was trained on {named}, not on this run's {base}; evaluate it with its own base, or, "
+        f"if both have the same weights, correct base_model_name_or_path in its {CONFIG_FILE}"
+    )
 
 
 def tensor_name(layer: int, module: str, matrix: str) -> str:

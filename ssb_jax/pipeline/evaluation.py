@@ -1,54 +1,150 @@
-"""Base and adapter on the same questions."""
+"""Base, adapters and answers from elsewhere, on the same questions."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ssb_jax.artifacts import Manifest, digest, read_manifest
-from ssb_jax.config import Config, EvaluationSet
+from ssb_jax.artifacts import Manifest, digest, file_digest, read_jsonl, read_manifest
+from ssb_jax.config import Config, EvaluationSet, SsbError
 from ssb_jax.console import note
-from ssb_jax.model.adapters import load_adapter
-from ssb_jax.model.lora import Lora
+from ssb_jax.costs import run_cost
+from ssb_jax.given import GivenAnswer, given_rollouts, read_given
+from ssb_jax.model.adapters import check_base, load_adapter
 from ssb_jax.pipeline.run import Run, completed, kept_questions, prompt_identity, settings_of
-from ssb_jax.records import Question
+from ssb_jax.records import Question, Rollout, normalise
+from ssb_jax.scores import Answers, format_failures, summarise
 from ssb_jax.stages import evaluation
 
+BASE = "base"
 
-def evaluate(run: Run) -> dict[str, dict]:
+
+@dataclass(frozen=True)
+class _Contestant:
+    """Whose answers: the base's, those of the base with the adapter in a folder, or those that are given."""
+
+    name: str
+    adapter: Path | None = None
+    identity: str | None = None  # of the adapter's files, or of the file of answers
+    given: tuple[GivenAnswer, ...] | None = None
+    source: Path | None = None
+
+
+def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = None) -> dict[str, dict]:
     """Base and, when there is one, adapter on every evaluation set; writes `evaluation/results.json`.
 
+    Args:
+      adapter: a PEFT adapter that was trained elsewhere, to be evaluated too, under its folder's name.
+      answers: a file of answers from elsewhere (given.py), under its name; then nothing is sampled, and beside it
+        stands what is evaluated already.
+
     Returns:
-      Set name -> summary (stages/evaluation.py).
+      Set name -> summary (scores.py).
+
+    Raises:
+      SsbError: the adapter belongs to another base, or the answers do not fit the questions of any set.
     """
-    if not run.config.evaluation.sets:
+    config = run.config
+    if not config.evaluation.sets:
         note("evaluation.sets is empty: nothing is evaluated")
         return {}
-    trained = read_manifest(run.training_folder)
-    if trained is None:
-        note(f"{run.folder} has no finished adapter: only the base model is evaluated")
-    contestants = {"base": None} | ({run.config.method: _adapter_identity(trained)} if trained is not None else {})
+    contestants = _contestants(run, adapter, answers)
     results, sources = {}, {}
-    for evaluation_set in run.config.evaluation.sets:
-        members = kept_questions(
-            run, evaluation_set.data, run.folder / "evaluation" / evaluation_set.name / "questions"
-        )
-        unreported = [k for k in run.config.evaluation.pass_at if k > evaluation_set.num_samples]
-        if unreported:
-            note(f"{evaluation_set.name}: {evaluation_set.num_samples} sample(s) a question, no pass@{unreported}")
-        answers = {}
-        for name, identity in contestants.items():
-            manifest = _answer_set(run, evaluation_set, members, name=name, adapter=identity)
-            sources[f"{evaluation_set.name}/{name}"] = manifest.digest
-            answers[name] = evaluation.load_answers(_answers_folder(run, evaluation_set, name), members)
-        results[evaluation_set.name] = evaluation.summarise(
-            members, answers, num_samples=evaluation_set.num_samples, settings=run.config.evaluation
-        )
+    for evaluation_set in config.evaluation.sets:
+        members = _members(run, evaluation_set)
+        found: dict[str, Answers] = {}
+        for contestant in contestants:
+            folder = run.folder / "evaluation" / evaluation_set.name / contestant.name
+            if answers is not None and contestant.given is None and read_manifest(folder) is None:
+                continue
+            manifest = _answer_set(run, evaluation_set, members, folder, contestant)
+            if manifest is not None:
+                sources[f"{evaluation_set.name}/{contestant.name}"] = manifest
+                found[contestant.name] = evaluation.load_answers(folder, members)
+        if found:
+            results[evaluation_set.name] = _summary(run, evaluation_set, members, found) | {
+                "graded": _graded(run, evaluation_set, manifest)
+            }
+    if answers is not None and not any(name.endswith(f"/{answers.stem}") for name in sources):
+        sets = ", ".join(s.name for s in config.evaluation.sets)
+        raise SsbError(f"{answers}: no row belongs to a question of {sets}; check id, question and set of the rows")
+    cost = run_cost(run.folder)
     evaluation.write_results(
         run.folder / "evaluation" / "results.json",
         results,
-        method=method_label(run.config),
-        seed=run.config.seed,
-        made_from=sources,
+        method=method_label(config),
+        seed=config.seed,
+        cost=None if cost is None else vars(cost),
+        made_from={name: manifest.digest for name, manifest in sources.items()},
     )
     return results
+
+
+def _contestants(run: Run, adapter: Path | None, answers: Path | None) -> list[_Contestant]:
+    """The base first, then the run's adapter, then what comes from elsewhere."""
+    trained = read_manifest(run.training_folder)
+    contestants = [_Contestant(BASE)]
+    if trained is not None:
+        contestants.append(_Contestant(run.config.method, run.adapter_folder, _adapter_identity(trained)))
+    elif adapter is None and answers is None:
+        note(f"{run.folder} has no finished adapter: only the base model is evaluated")
+    if adapter is not None:
+        check_base(adapter, run.config.model.path, run.workspace.model_folder)
+        files = {path.name: file_digest(path) for path in sorted(adapter.glob("adapter_*"))}
+        contestants.append(_Contestant(adapter.resolve().name, adapter, digest(files)))
+    if answers is not None:
+        rows = tuple(read_given(answers))
+        contestants.append(_Contestant(answers.stem, None, file_digest(answers), rows, answers))
+    names = [contestant.name for contestant in contestants]
+    if len(set(names)) < len(names) or "questions" in names:
+        raise SsbError(f"the evaluated models need different names, got {', '.join(names)}; rename the folder or file")
+    return contestants
+
+
+def _members(run: Run, evaluation_set: EvaluationSet) -> list[Question]:
+    unreported = [k for k in run.config.evaluation.pass_at if k > evaluation_set.num_samples]
+    if unreported:
+        note(f"{evaluation_set.name}: {evaluation_set.num_samples} sample(s) a question, no pass@{unreported}")
+    return kept_questions(run, evaluation_set.data, run.folder / "evaluation" / evaluation_set.name / "questions")
+
+
+def _summary(
+    run: Run, evaluation_set: EvaluationSet, members: list[Question], found: dict[str, Answers]
+) -> dict[str, Any]:
+    """The set's summary, with what it shares with the training questions; says what a reader must know."""
+    settings = run.config.evaluation
+    summary = summarise(members, found, num_samples=evaluation_set.num_samples, settings=settings)
+    shared = _shared_with_training(run, members)
+    if shared:
+        note(
+            f"warning: {len(shared)} of the {len(members)} questions of {evaluation_set.name} are training questions "
+            f"too, such as {shared[0]}: its accuracy is not that of unseen questions"
+        )
+    for sentence in format_failures(summary):
+        note(f"warning: {evaluation_set.name}: {sentence}")
+    return summary | {"shared_with_training": shared}
+
+
+def _shared_with_training(run: Run, members: Sequence[Question]) -> list[str]:
+    """Ids of questions whose text, white space and case aside, is that of a question of the run."""
+    folder = run.folder / "questions"
+    if read_manifest(folder) is None:
+        return []
+
+    def key(question: Question) -> str:
+        return normalise(question.question).replace(" ", "")
+
+    training = {key(question) for question in read_jsonl(folder / "questions.jsonl", Question)}
+    return [question.id for question in members if key(question) in training]
+
+
+def _graded(run: Run, evaluation_set: EvaluationSet, manifest: Manifest) -> dict[str, Any]:
+    """How answers were drawn and graded: what must be equal for accuracies to be comparable."""
+    return {
+        "grader": {name: manifest.versions.get(name) for name in ("math-verify", "sympy")},
+        "prompts": digest(prompt_identity(run, "system", "question", "examples"))[:12],
+        "sampling": settings_of(evaluation_set.sampling),
+    }
 
 
 def method_label(config: Config) -> str:
@@ -57,18 +153,25 @@ def method_label(config: Config) -> str:
     return f"{config.method} {config.distillation.loss}" if chosen else config.method
 
 
-def _answers_folder(run: Run, evaluation_set: EvaluationSet, name: str) -> Path:
-    return run.folder / "evaluation" / evaluation_set.name / name
-
-
 def _answer_set(
-    run: Run, evaluation_set: EvaluationSet, members: list[Question], *, name: str, adapter: str | None
-) -> Manifest:
-    folder = _answers_folder(run, evaluation_set, name)
+    run: Run, evaluation_set: EvaluationSet, members: list[Question], folder: Path, contestant: _Contestant
+) -> Manifest | None:
+    """One contestant's answers to one set; None where the given answers are to other sets."""
+    label = f"{evaluation_set.name}: {contestant.name}"
+    gold = {q.id: q.answer for q in members}
+    if contestant.given is not None:
+        rollouts = given_rollouts(
+            contestant.given,
+            members,
+            set_name=evaluation_set.name,
+            num_samples=evaluation_set.num_samples,
+            source=contestant.source,
+        )
+        return _import(run, folder, members, rollouts, label) if rollouts else None
     made_from = {
-        "questions": {q.id: q.answer for q in members},
+        "questions": gold,
         "model": run.workspace.model_identity,
-        "adapter": adapter,
+        "adapter": contestant.identity,
         "prompts": prompt_identity(run, "system", "question", "examples"),
         "seed": run.config.seed,
         "num_samples": evaluation_set.num_samples,
@@ -76,23 +179,29 @@ def _answer_set(
     }
 
     def make() -> dict:
-        lora = None if adapter is None else _load_adapter(run)
+        workspace, lora = run.workspace, None
+        if contestant.adapter is not None:
+            lora = load_adapter(contestant.adapter, workspace.model.config, mesh=workspace.mesh)
         return evaluation.run(
-            members,
-            folder,
-            evaluation_set=evaluation_set,
-            workspace=run.workspace,
-            lora=lora,
-            description=f"{evaluation_set.name}: {name}",
+            members, folder, evaluation_set=evaluation_set, workspace=workspace, lora=lora, description=label
         )
 
     return completed(folder, "evaluation", made_from, make)
 
 
+def _import(run: Run, folder: Path, members: list[Question], rollouts: list[Rollout], label: str) -> Manifest:
+    made_from = {
+        "questions": {q.id: q.answer for q in members},
+        "answers": digest([[r.question_id, r.sample, r.text, r.stop] for r in rollouts]),
+    }
+    return completed(
+        folder,
+        "evaluation",
+        made_from,
+        lambda: evaluation.import_answers(members, rollouts, folder, settings=run.config.grading, description=label),
+    )
+
+
 def _adapter_identity(trained: Manifest) -> str:
     """Of the adapter's files alone: the log beside them holds times."""
     return digest({name: facts["sha256"] for name, facts in trained.files.items() if name.startswith("adapter/")})
-
-
-def _load_adapter(run: Run) -> Lora:
-    return load_adapter(run.adapter_folder, run.workspace.model.config, mesh=run.workspace.mesh)

@@ -5,14 +5,13 @@ import json
 import math
 import random
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ssb_jax.artifacts import write_jsonl
 from ssb_jax.config import Data, SsbError
-from ssb_jax.records import Question
+from ssb_jax.records import Question, normalise
 from ssb_jax.tiny.problems import load_split
 
 BUILTIN = "builtin:arithmetic"
@@ -50,11 +49,6 @@ def source_identity(data: Data) -> str | None:
     """Digest of a local question file, so that a changed file is noticed; None for other sources."""
     path = Path(data.path).expanduser()
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
-
-
-def normalise(question: str) -> str:
-    """A question's text without differences of case, white space and Unicode form: equal texts are one question."""
-    return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
 
 
 def _rows(data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -115,9 +109,14 @@ def _question(row: dict[str, Any], where: str, data: Data) -> Question:
         id=identifier,
         question=text,
         answer=answer,
-        subject=None if row.get("subject") is None else _SURROGATE.sub("?", str(row["subject"])),
-        level=None if row.get("level") is None else _SURROGATE.sub("?", str(row["level"])),
+        subject=_first(row, "subject", "type", "Type"),
+        level=_first(row, "level"),
     )
+
+
+def _first(row: dict[str, Any], *columns: str) -> str | None:
+    """The first of these columns that the row has, as text."""
+    return next((_SURROGATE.sub("?", str(row[c])) for c in columns if row.get(c) is not None), None)
 
 
 def _is_text(value: Any) -> bool:
