@@ -1,12 +1,19 @@
-"""A run's adapter for other tools: as a PEFT folder, or merged into a checkpoint that transformers and vLLM load."""
+"""A run's adapter for other tools: as a PEFT folder, or merged into a checkpoint that transformers and vLLM load.
 
+Each folder holds a model card (model_card.py), and appears whole or not at all.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from ssb_jax.artifacts import read_manifest, training_folder
+from ssb_jax.artifacts import read_manifest, training_folder, write_atomically
 from ssb_jax.config import SsbError, load_config
 from ssb_jax.model.adapters import load_adapter, save_adapter
 from ssb_jax.model.lora import merge
 from ssb_jax.model.weights import save_model
+from ssb_jax.model_card import model_card
 from ssb_jax.workspace import Workspace
 
 
@@ -33,8 +40,33 @@ def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = 
             f"set model.path in {run_folder / 'config.yaml'} to where it is"
         )
     lora = load_adapter(training / "adapter", workspace.model.config, mesh=workspace.mesh)
+    base = config.model.path
+    base = str(Path(base).resolve()) if Path(base).is_dir() else base
     if peft is not None:
-        base = config.model.path
-        save_adapter(lora, peft, base=str(Path(base).resolve()) if Path(base).is_dir() else base)
+        with _appearing(peft) as part:
+            save_adapter(lora, part, base=base)
+            card = model_card(run_folder, config=config, trained=trained, base=base, merged=False)
+            write_atomically(part / "README.md", card)
     if merged is not None:
-        save_model(merge(workspace.model, lora), merged, source_folder=workspace.model_folder)
+        with _appearing(merged) as part:
+            save_model(merge(workspace.model, lora), part, source_folder=workspace.model_folder)
+            card = model_card(run_folder, config=config, trained=trained, base=base, merged=True)
+            write_atomically(part / "README.md", card)
+
+
+@contextlib.contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out` in one rename: after a crash it is there whole, or not at all."""
+    out = out.resolve()
+    part = out.with_name(f".{out.name}.part")
+    if part.exists():
+        shutil.rmtree(part)  # what a killed export left
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()  # it is empty
+        part.rename(out)
+    finally:
+        if part.exists():
+            shutil.rmtree(part)
