@@ -12,16 +12,16 @@ PACKAGE = Path(__file__).parent.parent / "ssb_jax"
 # From the bottom up. A module may import its own layer's modules of the same package, and every layer below.
 LAYERS = [
     {"config", "records"},
-    {"artifacts", "console"},
+    {"artifacts", "console", "figures"},
     {"chat", "prompts", "answers", "metrics", "stats"},
     {"model"},
     {"sampling", "losses", "store", "checkpoint", "costs"},
     {"training"},
     {"tiny", "workspace"},
-    {"answering"},
+    {"answering", "scores", "given", "model_card"},
     {"stages", "baselines"},
-    {"pipeline", "export", "bench", "preflight", "doctor"},
-    {"study"},
+    {"pipeline", "export", "bench", "preflight", "doctor", "compare"},
+    {"study", "report"},
     {"cli"},
     {"__main__"},
 ]

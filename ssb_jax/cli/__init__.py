@@ -4,7 +4,20 @@ Results go to files and stdout, progress to stderr. Exit status: 0 success, 1 an
 usage.
 """
 
-from ssb_jax.cli import answers, baselines, bench, doctor, grpo, models, preflight, stages, study
+from ssb_jax.cli import answers, baselines, bench, compare, doctor, grpo, models, preflight, report, stages, study
 from ssb_jax.cli.group import main
 
-__all__ = ["answers", "baselines", "bench", "doctor", "grpo", "main", "models", "preflight", "stages", "study"]
+__all__ = [
+    "answers",
+    "baselines",
+    "bench",
+    "compare",
+    "doctor",
+    "grpo",
+    "main",
+    "models",
+    "preflight",
+    "report",
+    "stages",
+    "study",
+]

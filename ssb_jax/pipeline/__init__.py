@@ -12,7 +12,7 @@ batch sizes of forward passes, logging) are not part of what a folder is made fr
 """
 
 from ssb_jax.pipeline.evaluation import evaluate
-from ssb_jax.pipeline.funnel import funnel
+from ssb_jax.pipeline.funnel import funnel, funnel_of
 from ssb_jax.pipeline.methods import reinforce, survey, train
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, roll_out, teach
 from ssb_jax.pipeline.run import Run, load_questions, save_config
@@ -23,6 +23,7 @@ __all__ = [
     "distil",
     "evaluate",
     "funnel",
+    "funnel_of",
     "load_pairs",
     "load_questions",
     "make_pairs",
