@@ -11,7 +11,7 @@ from ssb_jax.console import note, table
 @main.command()
 @click.argument("sources", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--reach", type=click.FloatRange(0, 1), help="Accuracy to be reached; the weakest method's best.")
-@click.option("--against", metavar="METHOD", help="The method that differences are taken to; the first one.")
+@click.option("--against", metavar="METHOD", help="The method that differences are taken to; ssb, or the first.")
 @click.option("--csv", type=click.Path(path_type=Path), help="File for the points as CSV.")
 @click.option("--json", type=click.Path(path_type=Path), help="File for everything as JSON.")
 @click.option("--figure", type=click.Path(path_type=Path), help="File for the figures: .svg, .png or .pdf.")

@@ -73,7 +73,7 @@ def compare(
 
     Args:
       accuracy: to be reached. None: what the weakest method has at its best.
-      against: the method that differences are taken to; the first of the results where None.
+      against: the method that differences are taken to. None: `ssb`, or the first of the results.
 
     Raises:
       SsbError: no method of that name, or results of one set have no question in common.
@@ -81,7 +81,7 @@ def compare(
     methods = [m for m in dict.fromkeys(result.method for result in results) if m != BASE]
     if against is not None and against not in methods:
         raise SsbError(f"no results of {against}; there are {', '.join(methods) or 'only those of the base'}")
-    reference = against or next(iter(methods), None)
+    reference = against or ("ssb" if "ssb" in methods else next(iter(methods), None))
     points, reaches, warnings = [], [], []
     for name in dict.fromkeys(result.set for result in results):
         members = [result for result in results if result.set == name]

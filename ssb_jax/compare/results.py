@@ -117,13 +117,15 @@ def _of_set(
     if not models:
         scores = _unique(ids, [_share(row["correct"]) for row in rows], path, name)
         yield Result(method=values["method"], cost=cost, scores=scores, **common)
-    trained = [model for model in models if model != BASE]
+    label = str(values.get("method", ""))  # may name the loss too
+    others = [model for model in models if model != BASE]
     for model in models:
         answers = [row["answers"][model] for row in rows]
         shares = [sum(a["outcome"] == Outcome.CORRECT for a in given) / len(given) for given in answers]
+        own = others == [model] or label.split(" ")[0] == model  # others were trained elsewhere, at a cost unknown
         yield Result(
-            method=values.get("method", model) if trained == [model] else model,
-            cost=dict.fromkeys(AXES, 0) if model == BASE else cost,
+            method=label if own and label else model,
+            cost=dict.fromkeys(AXES, 0) if model == BASE else cost if own else dict.fromkeys(AXES),
             scores=_unique(ids, shares, path, name),
             **common,
         )

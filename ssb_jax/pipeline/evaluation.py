@@ -61,10 +61,9 @@ def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = No
             if manifest is not None:
                 sources[f"{evaluation_set.name}/{contestant.name}"] = manifest
                 found[contestant.name] = evaluation.load_answers(folder, members)
+                graded = _graded(run, evaluation_set, manifest)
         if found:
-            results[evaluation_set.name] = _summary(run, evaluation_set, members, found) | {
-                "graded": _graded(run, evaluation_set, manifest)
-            }
+            results[evaluation_set.name] = _summary(run, evaluation_set, members, found) | {"graded": graded}
     if answers is not None and not any(name.endswith(f"/{answers.stem}") for name in sources):
         sets = ", ".join(s.name for s in config.evaluation.sets)
         raise SsbError(f"{answers}: no row belongs to a question of {sets}; check id, question and set of the rows")

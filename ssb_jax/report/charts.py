@@ -12,7 +12,8 @@ CURVES = {
     "loss": "loss",
     "grad_norm": "gradient norm",
     "reply_length": "reply length, tokens",
-    "kl": "KL(teacher, student), nats a token",
+    "kl": "KL, nats a token",
+    "reward": "mean reward",
     "agreement": "same likeliest token, share",
     "student_entropy": "student's entropy, nats",
 }

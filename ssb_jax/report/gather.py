@@ -142,7 +142,7 @@ def _train_item(
             if rollout.sample == hint.correct_sample:
                 answer["role"] = "hint: correct"
             if rollout.sample == hint.incorrect_sample:
-                answer["role"] = f"hint: most common wrong ({hint.wrong_count} of {len(answers)})"
+                answer["role"] = f"hint: wrong ({hint.wrong_count} of {len(answers)} gave it)"
     if lesson is not None and lesson.outcome is not None:
         shown.append(
             _answer("hinted solution", lesson.text, lesson.outcome, lesson.extracted, None, lesson.reason)

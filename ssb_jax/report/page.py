@@ -123,7 +123,9 @@ def _csp_digest(text: str) -> str:
 def _funnel(run: RunView) -> dict[str, Any]:
     """Steps with their share of the questions, and drop reasons with two examples each."""
     steps = {name: count for name, count in run.funnel.items() if not name.startswith("dropped")}
-    total = max(steps["questions"], 1)
+    if run.config.method in ("grpo", "rft"):  # which hint nobody
+        steps = {name: count for name, count in steps.items() if count}
+    total = max(steps.get("questions", 0), 1)
     fates = Counter(item["fate"] for item in run.items)
     dropped = [
         {
