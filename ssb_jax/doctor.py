@@ -23,7 +23,7 @@ from ssb_jax.chat import Chat, generation_defaults, load_chat
 from ssb_jax.config import Config, SsbError
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import lora_shapes
-from ssb_jax.model.sharding import make_mesh
+from ssb_jax.model.mesh import mesh_for
 from ssb_jax.model.transformer import check_mesh
 from ssb_jax.model.weights import BUILTIN_TINY, read_config, resolve_model
 from ssb_jax.prompts import PromptSet, load_prompts
@@ -133,8 +133,9 @@ def _model(patient: Patient) -> Result:
 
 def _devices(patient: Patient) -> Result:
     """The mesh of the settings over the devices that are here."""
-    settings, devices = patient.config.mesh, jax.devices()
-    mesh = make_mesh(data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)
+    devices = jax.devices()
+    itemsize = 4 if devices[0].platform == "cpu" or patient.config.model.dtype == "float32" else 2
+    mesh = mesh_for(patient.config.mesh, patient.shape, itemsize=itemsize)
     check_mesh(patient.shape, mesh)
     kind = devices[0].device_kind
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

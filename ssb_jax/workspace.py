@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from ssb_jax.chat import Chat, generation_defaults, load_chat
 from ssb_jax.config import Config, Sampling, SsbError
 from ssb_jax.console import note
-from ssb_jax.model.sharding import make_mesh
+from ssb_jax.model.mesh import GENERATION, mesh_for
 from ssb_jax.model.transformer import Transformer
-from ssb_jax.model.weights import load_model, resolve_model
+from ssb_jax.model.weights import load_model, read_config, resolve_model
 from ssb_jax.prompts import PromptSet, load_prompts, prompt_texts
 from ssb_jax.sampling import SamplingParams
 
@@ -31,6 +31,7 @@ class Workspace:
     """The settings of a run and what is loaded from them, once."""
 
     config: Config
+    stage: str = GENERATION  # or TRAINING: what `mesh: auto` chooses for
 
     @cached_property
     def model_folder(self) -> Path:
@@ -58,8 +59,9 @@ class Workspace:
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        settings = self.config.mesh
-        return make_mesh(data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)
+        shape = read_config(self.model_folder)
+        rows = self.config.distillation.batch_size
+        return mesh_for(self.config.mesh, shape, itemsize=self.dtype.itemsize, stage=self.stage, rows=rows)
 
     @cached_property
     def model(self) -> Transformer:

@@ -74,9 +74,16 @@ HLO = """HloModule jit_f
   %loop = (s32[], bf16[8,128]) while(%t), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
 }
 
+%bound (p: (s32[], bf16[8,128])) -> pred[] {
+  %n = s32[]{:T(128)} constant(5)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
 ENTRY %main (x: f32[16]) -> f32[16] {
   %w = (s32[], f32[16]) while(%t), condition=%c, body=%layers, backend_config={"known_trip_count":{"n":"10"}}
   %u = (s32[], f32[16]) while(%t), condition=%c, body=%inner
+  %v = (s32[], bf16[8,128]) while(%t), condition=%bound, body=%inner
   %p = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%z), source_target_pairs={{0,1},{1,0}}
   ROOT %d = f32[4]{0} collective-permute-done(%p)
 }
@@ -85,7 +92,7 @@ ENTRY %main (x: f32[16]) -> f32[16] {
 
 def test_collectives_count_as_often_as_their_loops_go_round():
     found = read_collectives(HLO)
-    gathers = 10 * 3 + 1
+    gathers = 10 * 3 + 1 + 5
     assert found.counts == {"all-gather": gathers, "all-reduce": 10, "collective-permute": 1}
     gathered, reduced = 8 * 128 * 2 * 3 / 4, 2 * 16 * 4 * 1 / 2
     assert found.bytes == {"all-gather": gathers * gathered, "all-reduce": 10 * reduced, "collective-permute": 16}

@@ -69,15 +69,18 @@ def load_settings(config: Path, overrides: tuple[str, ...]) -> Config:
 
 
 @contextlib.contextmanager
-def opened(config: Path, out: Path, overrides: tuple[str, ...]) -> Iterator:
-    """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second."""
+def opened(config: Path, out: Path, overrides: tuple[str, ...], *, stage: str = "generation") -> Iterator:
+    """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second.
+
+    `stage` is what `mesh: auto` chooses for (model/mesh.py).
+    """
     settings = load_settings(config, overrides)
     with owning(out):
         use_compilation_cache(settings)
         from ssb_jax import pipeline
         from ssb_jax.workspace import Workspace
 
-        run = pipeline.Run(out, Workspace(settings))
+        run = pipeline.Run(out, Workspace(settings, stage))
         pipeline.save_config(run, replace=False)
         yield pipeline, run
 

@@ -57,7 +57,8 @@ def preflight(
     if unknown:
         raise click.UsageError(f"--stage: expected all, or some of {', '.join(STAGES)}; got {', '.join(unknown)}")
     shape, source = model_shape(settings.model, file=model_config)
-    job = make_job(settings, shape, load_topology(topology), Assumed(**assumed))
+    kind = "training" if set(stages) <= {"targets", "distill"} else "generation"  # for `mesh: auto`
+    job = make_job(settings, shape, load_topology(topology), Assumed(**assumed), stage=kind)
     report = {}
     if suggest:
         from ssb_jax.preflight.suggest import suggest as find

@@ -42,14 +42,14 @@ def teach(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
 @in_run_folder
 def targets(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
     """The teacher's distributions on the pairs' replies."""
-    with opened(config, out, overrides) as (pipeline, current):
+    with opened(config, out, overrides, stage="training") as (pipeline, current):
         pipeline.make_targets(current)
 
 
 @in_run_folder
 def distill(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
     """Train the LoRA student."""
-    with opened(config, out, overrides) as (pipeline, current):
+    with opened(config, out, overrides, stage="training") as (pipeline, current):
         pipeline.distil(current)
 
 

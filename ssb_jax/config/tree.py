@@ -300,14 +300,27 @@ class Evaluation(Section):
 
 
 class Mesh(Section):
-    """How many devices each mesh axis has; one of them may be -1, the rest."""
+    """How many devices each mesh axis has; one of them may be -1, the rest. `mesh: auto` is short for `rule: auto`."""
 
+    rule: Literal["sizes", "auto"] = "sizes"
+    """`auto`: the sizes follow from the model, the devices and the stage (model/mesh.py says how)."""
     data: int = 1
     """Copies of the model, each with a part of the batch."""
     fsdp: int = -1
     """Devices over which weights and batch are split."""
     tensor: int = 1
     """Devices over which heads, feed-forward and vocabulary are split."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_a_rule(cls, value: Any) -> Any:
+        return {"rule": "auto"} if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _sizes_or_auto(self) -> "Mesh":
+        if self.rule == "auto" and (self.data, self.fsdp, self.tensor) != (1, -1, 1):
+            raise ValueError("with rule auto the sizes are chosen; leave out data, fsdp and tensor, or the rule")
+        return self
 
 
 class Engine(Section):

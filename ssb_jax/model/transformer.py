@@ -10,6 +10,8 @@ Reference: `transformers.models.qwen2`; RMSNorm arXiv 1910.07467, SwiGLU arXiv 2
 from __future__ import annotations
 
 import functools
+import math
+
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +211,11 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if config.tie_word_embeddings:
         del shapes["lm_head"]
     return shapes
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of parameters of a model of this shape."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
 def abstract_model(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Transformer:

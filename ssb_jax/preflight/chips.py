@@ -11,6 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from ssb_jax.config import SsbError
+from ssb_jax.model.mesh import device_memory
 
 GIB = 2**30
 LOCAL = "local"
@@ -96,12 +97,9 @@ def known_topologies() -> str:
 
 def _local() -> Topology:
     devices = tuple(jax.devices())
-    first = devices[0]
+    first, memory = devices[0], device_memory(devices)
     if first.platform == "cpu":
-        # The share of the machine's memory that the rollout engine also counts on, over the virtual devices.
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // len(devices)
         return Topology(LOCAL, Chip("cpu", memory), devices)
-    memory = first.memory_stats()["bytes_limit"]
     tpu = next((CHIPS[kind] for kind in CHIPS if _is_kind(first.device_kind, kind)), Chip(first.device_kind, memory))
     return Topology(LOCAL, Chip(tpu.kind, memory, tpu.flops, tpu.bandwidth, tpu.links), devices)
 

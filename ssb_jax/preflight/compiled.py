@@ -24,6 +24,7 @@ _CALLED = re.compile(
     r"(?:body|calls|to_apply|branch_computations|true_computation|false_computation)=\{?([%\w., -]+)\}?"
 )
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONSTANT = re.compile(r"%?([\w.-]+) = s32\[\]\S* constant\((\d+)\)")
 # "... total memory required for HLO temporaries (20.00G) exceeds available HBM": its arguments are counted there too.
 _REFUSED = re.compile(
     r"required[^(]*\(([\d.]+)([KMGT]?)\) exceeds available HBM|Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm"
@@ -124,7 +125,7 @@ def read_collectives(text: str) -> Collectives:
     counts: dict[str, float] = defaultdict(float)
     open_loops = 0
 
-    def visit(name: str, times: int, open_above: bool) -> bool:
+    def visit(name: str, times: int) -> bool:
         """Adds up a computation; whether it holds any collective."""
         nonlocal open_loops
         found = False
@@ -135,24 +136,37 @@ def read_collectives(text: str) -> Collectives:
                 counts[own["kind"]] += times
                 found = True
             loop = " while(" in line
-            trips = _TRIPS.search(line)
-            inside = times * int(trips[1]) if loop and trips else times
+            trips = _trips(line, computations) if loop else None
+            inside = times * (trips or 1)
             below = False
             for called in _CALLED.findall(line):
                 for part in called.split(","):
-                    below |= visit(part.strip().lstrip("%"), inside, open_above)
+                    below |= visit(part.strip().lstrip("%"), inside)
             if loop and trips is None and below:
                 open_loops += 1
             found |= below
         return found
 
     if entry is not None:
-        visit(entry, 1, False)
+        visit(entry, 1)
     return Collectives(
         bytes={kind: int(size) for kind, size in sorted(sizes.items())},
         counts={kind: int(count) for kind, count in sorted(counts.items())},
         open_loops=open_loops,
     )
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int | None:
+    """How often a loop goes round: as annotated, or from a condition `i < constant` (a scan counts from 0 by ones)."""
+    annotated = _TRIPS.search(line)
+    if annotated:
+        return int(annotated[1])
+    condition = computations.get(re.search(r"condition=%?([\w.-]+)", line)[1], [])
+    constants = dict(match.groups() for row in condition if (match := _CONSTANT.search(row)))
+    root = next((row for row in condition if "ROOT" in row), "")
+    compared = re.search(r"compare\(([^)]*)\), direction=LT", root)
+    bound = compared[1].split(",")[-1].split("%")[-1].strip() if compared else ""
+    return int(constants[bound]) if bound in constants else None
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ssb_jax.config import Config, Sampling, SsbError
 from ssb_jax.model.config import ModelConfig
-from ssb_jax.model.sharding import make_mesh
+from ssb_jax.model.mesh import GENERATION, mesh_for
 from ssb_jax.model.transformer import Transformer, abstract_model, check_mesh, count_parameters
 from ssb_jax.preflight.chips import Topology
 from ssb_jax.records import Pair
@@ -59,11 +59,7 @@ class Job:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of weights and activations, as `Workspace` chooses it on those devices."""
-        name = self.config.model.dtype
-        if name == "auto":
-            name = "float32" if schedule.on_cpu(self.mesh) else "bfloat16"
-        return jnp.dtype(name)
+        return dtype_of(self.config, self.topology.devices[0].platform)
 
 
 @dataclass(frozen=True)
@@ -126,16 +122,34 @@ class Training:
     expected: Plan
 
 
-def make_job(config: Config, shape: ModelConfig, topology: Topology, assumed: Assumed) -> Job:
+def make_job(
+    config: Config, shape: ModelConfig, topology: Topology, assumed: Assumed, *, stage: str = GENERATION
+) -> Job:
     """The job with the settings' mesh.
 
     Raises:
       SsbError: the mesh does not fit the slice, or does not divide the model.
     """
-    settings = config.mesh
-    mesh = make_mesh(data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor, devices=topology.devices)
+    dtype = dtype_of(config, topology.devices[0].platform)
+    mesh = mesh_for(
+        config.mesh,
+        shape,
+        itemsize=dtype.itemsize,
+        stage=stage,
+        rows=config.distillation.batch_size,
+        devices=topology.devices,
+        memory=topology.chip.memory,
+    )
     check_mesh(shape, mesh)
     return Job(config, shape, topology, mesh, assumed)
+
+
+def dtype_of(config: Config, platform: str) -> jnp.dtype:
+    """Of weights and activations, as `Workspace` chooses it on such devices."""
+    name = config.model.dtype
+    if name == "auto":
+        name = "float32" if platform == "cpu" else "bfloat16"
+    return jnp.dtype(name)
 
 
 @functools.cache

@@ -19,7 +19,9 @@ MOST_SLOTS_CPU = 64
 FEW_SLOTS = 8  # fewer save nothing
 COMPILATION_FLOPS = 3e11  # what two CPU cores compute while a decode program compiles
 PREFILL_TOKENS, PREFILL_TOKENS_CPU = 8192, 1024  # in one prefill: enough rows for the matrix units, little to wait for
-MEMORY_SHARE = 0.8  # of what the weights leave: the rest is for logits, staged prompts and the compiler's temporaries
+# Of what the weights leave. A cache that grows by a bucket takes up to 1.375 times its new size for a moment (the old
+# keys and values, and the new ones of one of them); logits, staged prompts and temporaries need room too.
+MEMORY_SHARE = 0.65
 
 
 @dataclass(frozen=True)
