@@ -63,6 +63,7 @@ def test_the_word_auto_is_a_setting():
     assert config.mesh.rule == "auto"
     assert config_from_dict(config.model_dump(mode="json")) == config
     assert "rule: auto" in dump_config(config)
-    assert dict(mesh_for(config.mesh, SHAPES["qwen2.5-0.5b"], itemsize=4).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    mesh = mesh_for(config.mesh, SHAPES["qwen2.5-0.5b"], itemsize=4, memory=16 * GIB)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
     with pytest.raises(SsbError, match="leave out data, fsdp and tensor"):
         load_config(TINY, ["--mesh.rule", "auto", "--mesh.tensor", "2"])

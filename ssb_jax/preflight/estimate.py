@@ -6,7 +6,11 @@ scores where no kernel keeps them in the chip's vector memory, logits. Within ab
 
 from __future__ import annotations
 
+import jax
+
+from ssb_jax.model import kernels
 from ssb_jax.model.lora import lora_shapes
+from ssb_jax.model.sharding import use_mesh
 from ssb_jax.preflight.workload import Generation, Job, Scoring, Training
 from ssb_jax.sampling import schedule
 
@@ -73,4 +77,7 @@ def _scores(job: Job, rows: int, queries: int, keys: int) -> float:
 
 def fused_attention(job: Job, queries: int) -> bool:
     """Whether a kernel keeps the scores of so many queries out of the chip's memory."""
-    return False
+    shape = (1, queries, job.shape.num_heads, job.shape.head_dim)
+    q = k = jax.ShapeDtypeStruct(shape, job.dtype)
+    with use_mesh(job.mesh):
+        return kernels.choose(job.config.model.attention, q, k, start=0) != "xla"

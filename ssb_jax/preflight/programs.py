@@ -70,7 +70,7 @@ def chip_bytes(tree: Any) -> int:
 
 def model_on(job: Job) -> Transformer:
     """The base model as it lies on the mesh, without its numbers."""
-    model = workload.abstract(job.shape, job.dtype)
+    model = workload.abstract(job.shape, job.dtype, job.config.model.attention)
     return placed(model, model_shardings(model, job.mesh))
 
 
@@ -139,7 +139,7 @@ def _scoring(job: Job) -> Iterator[Program]:
     temporaries = estimate.teacher_temporaries(job, work)
 
     def teacher():
-        return lower_teacher(job.shape, job.mesh, work.batch, dtype=job.dtype)
+        return lower_teacher(job.shape, job.mesh, work.batch, dtype=job.dtype, attention=job.config.model.attention)
 
     yield Program("targets", f"teacher, {work.rows} x {work.length}", teacher, held, temporaries=temporaries)
     if job.config.targets.encoding == "logits":
@@ -164,6 +164,7 @@ def _training(job: Job) -> Program:
             lora_settings=config.lora,
             dtype=job.dtype,
             encoding=config.targets.encoding,
+            attention=config.model.attention,
         )
 
     # The adapter and Adam's two moments of it.

@@ -1,9 +1,9 @@
 """Operations and bytes counted from shapes, and the time that no program can beat.
 
 XLA's own counts see the body of a scan once, so these are sums over the model's shape. They follow what our programs
-compute, padding, recomputation and masked attention included. A step takes at least the longest of: its operations at
-the chip's peak, its traffic with the HBM, and what it receives from other chips. Real steps take longer; a share of
-the peak of 40 to 60 % is common.
+compute: padding and recomputation included, and masked attention where no kernel skips it. A step takes at least the
+longest of: its operations at the chip's peak, its traffic with the HBM, and what it receives from other chips. Real
+steps take longer; a share of the peak of 40 to 60 % is common.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import lora_shapes
 from ssb_jax.preflight import workload
 from ssb_jax.preflight.chips import Chip
+from ssb_jax.preflight.estimate import fused_attention
 from ssb_jax.preflight.workload import Generation, Job
 from ssb_jax.sampling import schedule
 
-_SCORE_BYTES = 12  # of one attention score: written in float32, read by the softmax, written and read as a probability
+# Of one attention score without a kernel: written in float32, read by the softmax, written and read as a probability.
+_SCORE_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ def attention_flops(shape: ModelConfig, queries: float, keys: float) -> float:
     return 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * queries * keys
 
 
+def causal_flops(job: Job, rows: int, length: int) -> float:
+    """Attention of rows over themselves: a kernel skips the masked half."""
+    share = 0.5 if fused_attention(job, length) else 1.0
+    return share * attention_flops(job.shape, rows * length, length)
+
+
 def head_flops(shape: ModelConfig, tokens: float) -> float:
     """Logits of `tokens` tokens."""
     return 2.0 * shape.hidden_size * shape.vocab_size * tokens
@@ -95,7 +103,7 @@ def _generation(job: Job, stage: str, work: Generation) -> list[Step]:
     prefill = _step(
         job,
         (stage, "prefill", math.ceil(work.prompts / P)),
-        flops=layer_flops(shape, P * T) + attention_flops(shape, P * T, T),
+        flops=layer_flops(shape, P * T) + causal_flops(job, P, T),
         memory=_weights(job) + _activations(job, P, T),
         links=_links(job, P * T / parts, passes=1),
     )
@@ -110,7 +118,7 @@ def _scoring(job: Job) -> Step:
     return _step(
         job,
         ("targets", "teacher's pass", work.passes),
-        flops=layer_flops(shape, tokens) + attention_flops(shape, tokens, work.expected) + head_flops(shape, answer),
+        flops=layer_flops(shape, tokens) + causal_flops(job, work.rows, work.expected) + head_flops(shape, answer),
         memory=_weights(job, head=logits) + _activations(job, work.rows, work.expected),
         links=_links(job, tokens / parts, passes=1),
     )
@@ -132,7 +140,7 @@ def _training(job: Job) -> Step:
         job,
         ("distill", "step", work.steps),
         flops=passes * layer_flops(shape, tokens)
-        + (3 + again) * attention_flops(shape, tokens, size.length)
+        + (3 + again) * causal_flops(job, size.micros * size.rows, size.length)
         + (passes + 1) * adapter
         + heads * head_flops(shape, replies),
         memory=size.micros * passes * _weights(job, head=True)
@@ -169,7 +177,7 @@ def _activations(job: Job, rows: int, length: int) -> float:
     shape, tensor = job.shape, job.mesh.shape["tensor"]
     tokens = rows * length / schedule.row_parts(job.mesh)
     width = 8 * shape.hidden_size + 4 * shape.intermediate_size / tensor
-    scores = tokens * length * shape.num_heads / tensor * _SCORE_BYTES
+    scores = 0.0 if fused_attention(job, length) else tokens * length * shape.num_heads / tensor * _SCORE_BYTES
     return shape.num_layers * (tokens * width * job.dtype.itemsize + scores)
 
 

@@ -153,9 +153,11 @@ def dtype_of(config: Config, platform: str) -> jnp.dtype:
 
 
 @functools.cache
-def abstract(shape: ModelConfig, dtype: jnp.dtype) -> Transformer:
+def abstract(shape: ModelConfig, dtype: jnp.dtype, attention: str = "auto") -> Transformer:
     """The model without its numbers."""
-    return abstract_model(shape, dtype)
+    model = abstract_model(shape, dtype)
+    model.attention = attention
+    return model
 
 
 def pairs_wanted(job: Job) -> int:

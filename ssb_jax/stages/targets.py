@@ -88,10 +88,16 @@ def teacher_targets(
 
 
 def lower_teacher(
-    config: ModelConfig, mesh: Mesh, pairs: Sequence[Pair], *, dtype: jnp.dtype = jnp.bfloat16
+    config: ModelConfig,
+    mesh: Mesh,
+    pairs: Sequence[Pair],
+    *,
+    dtype: jnp.dtype = jnp.bfloat16,
+    attention: str = "auto",
 ) -> jax.stages.Lowered:
     """The teacher's pass over these pairs as one batch, lowered for a mesh whose devices need not be there."""
     model = abstract_model(config, dtype)
+    model.attention = attention
     batch, shape = next(_batches(pairs, len(pairs), mesh))
     sharding = NamedSharding(mesh, spec("batch", "tokens"))
     arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in _arrays(batch, shape)]

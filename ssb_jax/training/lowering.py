@@ -30,11 +30,13 @@ def lower_step(
     lora_settings: LoraSettings,
     dtype: jnp.dtype = jnp.bfloat16,
     encoding: str = "hidden",
+    attention: str = "auto",
 ) -> jax.stages.Lowered:
     """The step on the first batch that these pairs give; `.compile()` of it says how much memory a chip needs."""
     plan = make_plan(config, pairs, settings=settings, seed=0, mesh=mesh)
     step, optimizer = build_step(settings, lora_settings, steps=plan.steps, chunk=plan.grid.chunk, seed=0)
     model = abstract_model(config, dtype)
+    model.attention = attention
     state = jax.eval_shape(lambda key: init_state(model, lora_settings, optimizer, key=key), run_keys(0)[0])
     width = config.hidden_size if encoding == "hidden" else config.vocab_size
     batch = _first_batch(plan, width=width, dtype=dtype, encoding=encoding)
