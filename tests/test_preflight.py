@@ -1,18 +1,23 @@
 """`ssb preflight`: its bytes are those of a real run, its counts those of independent formulas, its errors clear."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from click.testing import CliRunner
 
 from ssb_jax.cli import main
-from ssb_jax.config import Model, SsbError
+from ssb_jax.config import Model, SsbError, load_config
 from ssb_jax.model.transformer import abstract_model, count_parameters
-from ssb_jax.preflight.chips import GIB, load_topology
+from ssb_jax.preflight.chips import GIB, Chip, Topology, load_topology
 from ssb_jax.preflight.compiled import read_collectives
 from ssb_jax.preflight.models import model_shape, published_shapes
+from ssb_jax.preflight.roofline import attention_flops, head_flops, layer_flops
+from ssb_jax.preflight.suggest import suggest
+from ssb_jax.preflight.workload import STAGES, Assumed, make_job
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -97,6 +102,34 @@ def test_collectives_count_as_often_as_their_loops_go_round():
     gathered, reduced = 8 * 128 * 2 * 3 / 4, 2 * 16 * 4 * 1 / 2
     assert found.bytes == {"all-gather": gathers * gathered, "all-reduce": 10 * reduced, "collective-permute": 16}
     assert found.open_loops == 1
+
+
+def test_counted_operations_are_those_of_xla():
+    shape = dataclasses.replace(published_shapes()["qwen2.5-0.5b"], num_layers=1, vocab_size=1024)
+    tokens = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+
+    def logits(model, tokens):
+        return model.logits(model(tokens, positions=tokens)[0])
+
+    compiled = jax.jit(logits).lower(abstract_model(shape), tokens).compile()
+    counted = layer_flops(shape, 512) + attention_flops(shape, 512, 256) + head_flops(shape, 512)
+    assert counted == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
+
+
+def test_a_suggestion_fits_by_estimate_and_comes_fastest_first():
+    config = load_config(CONFIGS / "tiny.yaml")
+    topology = Topology("eight", Chip("v5e", 15 * GIB, 197e12, 819e9, 100e9), tuple(jax.devices()))
+    shape = published_shapes()["qwen2.5-3b"]
+    job = make_job(config, shape, topology, Assumed())
+    found = suggest(job, STAGES)
+    assert [s.hours for s in found] == sorted(s.hours for s in found)
+    assert all(s.peak < topology.chip.memory for s in found)
+    assert {tuple(s.job.mesh.shape.values()) for s in found} >= {(4, 1, 2), (8, 1, 1), (1, 8, 1)}
+    again = load_config(CONFIGS / "tiny.yaml", found[0].overrides)
+    assert make_job(again, shape, topology, Assumed()).mesh == found[0].job.mesh
+    small = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, memory=GIB))
+    with pytest.raises(SsbError, match="nothing fits eight"):
+        suggest(make_job(config, shape, small, Assumed()), STAGES)
 
 
 def test_bad_usage_is_said():
