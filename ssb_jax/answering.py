@@ -1,6 +1,8 @@
 """Ask the model, keep what it says, grade it: what rollouts, teaching and evaluation have in common.
 
-Answers are appended to a file as they finish, so that a call that was cut off goes on with what is missing.
+Answers are appended to a file as they finish, so that a call that was cut off goes on with what is missing. Each
+process of a run answers a share of what is missing, on its own devices and into a file of its own; an answer depends on
+neither, so a run may go on with more or fewer processes.
 """
 
 import json
@@ -9,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ssb_jax import hosts
 from ssb_jax.answers import Grade, GraderPool, strict_equal
 from ssb_jax.artifacts import appending, drop_partial_line, read_jsonl, write_atomically
 from ssb_jax.config import Grading, SsbError
@@ -19,8 +22,8 @@ from ssb_jax.records import Outcome, Rollout, StopReason, Verdict
 from ssb_jax.sampling import Completion, EngineStats, Request, SamplingParams, generate
 from ssb_jax.workspace import Workspace
 
-PART = "part-00000.jsonl"
-ENGINE = ".engine.json"  # hidden: how long it took is not part of what a folder holds
+PARTS = "part-*.jsonl"
+ENGINES = ".engine-*.json"  # hidden: how long it took is not part of what a folder holds
 
 
 def answer(
@@ -45,24 +48,36 @@ def answer(
     Returns:
       Counts: rows, tokens, by stop reason; and under `engine` what the engine did, over all calls for this folder.
     """
-    path, log = folder / PART, EngineLog(folder / ENGINE)
+    log = EngineLog(folder / f".engine-{hosts.index():05d}.json")
     _check_lengths(prompts, workspace)
-    drop_partial_line(path)
-    done = _done(path, prompts, num_samples)
-    requests = [
-        Request(id=key, prompt_ids=tuple(ids), params=params, samples=missing)
-        for key, ids in prompts.items()
-        if (missing := tuple(s for s in range(num_samples) if (key, s) not in done))
-    ]
-    total = len(prompts) * num_samples
+    hosts.on_first(lambda: _mend(folder, prompts, num_samples))
+    done = {(row.question_id, row.sample) for row in _read_parts(folder)}
+    hosts.gather(None)  # nobody writes before all have read
+    requests = hosts.share(
+        [
+            Request(id=key, prompt_ids=tuple(ids), params=params, samples=missing)
+            for key, ids in prompts.items()
+            if (missing := tuple(s for s in range(num_samples) if (key, s) not in done))
+        ]
+    )
     if requests:
-        with appending(path) as append, progress(description, total, done=len(done)) as advance:
+        total = sum(len(request.samples) for request in requests)
+        with (
+            appending(folder / f"part-{hosts.index():05d}.jsonl") as append,
+            progress(description, total + len(done), done=len(done)) as advance,
+        ):
             for completion in _generate_retrying(
                 requests, attempts=attempts, seed=seed, lora=lora, workspace=workspace, log=log
             ):
                 append(_rollout(completion, prompts, workspace))
                 advance(**log.shown())
-    return count_rollouts(read_jsonl(path, Rollout)) | {"engine": log.total.as_dict()} if total else {"rows": 0}
+    return hosts.on_first(lambda: _counts(folder) if prompts else {"rows": 0})
+
+
+def _counts(folder: Path) -> dict:
+    """Of all processes together."""
+    engines = [EngineStats(**json.loads(path.read_bytes())) for path in sorted(folder.glob(ENGINES))]
+    return count_rollouts(_read_parts(folder)) | {"engine": sum(engines, EngineStats()).as_dict()}
 
 
 class EngineLog:
@@ -134,15 +149,19 @@ def _check_lengths(prompts: Mapping[str, Sequence[int]], workspace: Workspace) -
         )
 
 
-def _done(path: Path, prompts: Mapping[str, Sequence[int]], num_samples: int) -> set[tuple[str, int]]:
-    rows = read_jsonl(path, Rollout) if path.exists() else []
-    keys = [(row.question_id, row.sample) for row in rows]
-    done = set(keys)
-    strange = [key for key in done if key[0] not in prompts or key[1] >= num_samples]
-    if strange or len(done) < len(keys):
+def _mend(folder: Path, prompts: Mapping[str, Sequence[int]], num_samples: int) -> None:
+    """Drops lines that a kill cut off, and refuses rows that were not asked for."""
+    for path in folder.glob(PARTS):
+        drop_partial_line(path)
+    keys = [(row.question_id, row.sample) for row in _read_parts(folder)]
+    strange = [key for key in keys if key[0] not in prompts or key[1] >= num_samples]
+    if strange or len(set(keys)) < len(keys):
         what = f"a row for {strange[0]}" if strange else "a row twice"
-        raise SsbError(f"{path} has {what}, which this run does not ask for; delete {path.parent} to make it again")
-    return done
+        raise SsbError(f"{folder} has {what}, which this run does not ask for; delete {folder} to make it again")
+
+
+def _read_parts(folder: Path) -> list[Rollout]:
+    return [row for path in sorted(folder.glob(PARTS)) for row in read_jsonl(path, Rollout)]
 
 
 def _generate_retrying(
@@ -187,8 +206,7 @@ def _rollout(completion: Completion, prompts: Mapping[str, Sequence[int]], works
 def load_rollouts(folder: Path, order: Sequence[str]) -> list[Rollout]:
     """The answers in a folder, in question order and by sample."""
     rank = {key: i for i, key in enumerate(order)}
-    rows = [row for path in sorted(folder.glob("part-*.jsonl")) for row in read_jsonl(path, Rollout)]
-    return sorted(rows, key=lambda row: (rank[row.question_id], row.sample))
+    return sorted(_read_parts(folder), key=lambda row: (rank[row.question_id], row.sample))
 
 
 def count_rollouts(rows: Sequence[Rollout]) -> dict:

@@ -251,11 +251,21 @@ def complete(
     Raises:
       SsbError: the folder holds (part of) something made from other settings or inputs.
     """
+    manifest = begin(folder, stage=stage, made_from=made_from)
+    if manifest is not None:
+        return manifest, True
+    started = time.monotonic()
+    counts = make()
+    return finish(folder, stage=stage, counts=counts, seconds=time.monotonic() - started, patterns=patterns), False
+
+
+def begin(folder: Path, *, stage: str, made_from: Mapping[str, Any]) -> Manifest | None:
+    """Opens a folder to be made; returns the manifest of one that is complete. For the errors see `complete`."""
     made_from = json.loads(json.dumps(made_from))
     manifest = read_manifest(folder)
     if manifest is not None:
         _refuse_other(folder, stage, manifest.made_from, made_from)
-        return manifest, True
+        return manifest
     begun = folder / BEGUN
     if begun.exists() and _has_content(folder):
         try:
@@ -265,14 +275,18 @@ def complete(
         _refuse_other(folder, stage, earlier, made_from)
     else:
         write_atomically(begun, json.dumps(made_from, indent=1))
-    started = time.monotonic()
-    counts = make()
-    manifest = Manifest(
-        stage, made_from, counts, _list_files(folder, patterns), time.monotonic() - started, _versions()
-    )
+    return None
+
+
+def finish(
+    folder: Path, *, stage: str, counts: dict[str, Any], seconds: float, patterns: Sequence[str] = ("*",)
+) -> Manifest:
+    """Completes a folder that `begin` opened and whose content is there; see `complete`."""
+    made_from = json.loads((folder / BEGUN).read_bytes())
+    manifest = Manifest(stage, made_from, counts, _list_files(folder, patterns), seconds, versions())
     write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
-    begun.unlink()
-    return manifest, False
+    (folder / BEGUN).unlink()
+    return manifest
 
 
 def _has_content(folder: Path) -> bool:
@@ -281,7 +295,7 @@ def _has_content(folder: Path) -> bool:
 
 
 def _refuse_other(folder: Path, stage: str, earlier: dict, now: dict) -> None:
-    differences = list(_differences(earlier, now))
+    differences = list(differences(earlier, now))
     if differences:
         raise SsbError(
             f"{folder} holds the {stage} of another run: " + "; ".join(differences[:8]) + ". "
@@ -289,16 +303,17 @@ def _refuse_other(folder: Path, stage: str, earlier: dict, now: dict) -> None:
         )
 
 
-def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
+def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
+    """Where two JSON-able values differ, in words."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted(a.keys() | b.keys()):
-            yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+            yield from differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
     elif isinstance(a, list) and isinstance(b, list) and a != b:
         first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
         if first is None:
             yield f"{path} had {len(a)} entries, now {len(b)}"
         else:
-            yield from _differences(a[first], b[first], f"{path}.{first}")
+            yield from differences(a[first], b[first], f"{path}.{first}")
     elif a != b:
         yield f"{path} was {_short(a)}, now {_short(b)}"
 
@@ -318,9 +333,16 @@ def _list_files(folder: Path, patterns: Sequence[str]) -> dict[str, dict[str, An
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and of those that a run's numbers depend on."""
     packages = ("ssb-jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "math-verify", "sympy")
     return {name: version(name) for name in packages}
+
+
+def code_digest() -> str:
+    """Of this package's source files: two copies of one version may differ."""
+    root = Path(__file__).parent
+    return digest({path.relative_to(root).as_posix(): file_digest(path) for path in sorted(root.rglob("*.py"))})[:16]
 
 
 def _sync_folder(folder: Path) -> None:

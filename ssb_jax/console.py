@@ -11,6 +11,11 @@ from rich.table import Table
 _STDERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+def be_quiet() -> None:
+    """From now on notes, progress and tables are left to another process; errors are still printed."""
+    _STDERR.quiet = True
+
+
 def note(text: str) -> None:
     """One line on stderr."""
     _STDERR.print(text, markup=False)
@@ -51,7 +56,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
     for row in rows:
         grid.add_row(*(_format(cell) for cell in row))
     width = None if sys.stdout.isatty() else 120
-    Console(width=width, highlight=False).print(grid, markup=False)
+    Console(width=width, highlight=False, quiet=_STDERR.quiet).print(grid, markup=False)
 
 
 def mapping(values: Mapping[str, object]) -> str:

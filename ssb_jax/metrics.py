@@ -29,14 +29,16 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the row of a step; a kill afterwards does not lose it."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         for sink in self._sinks:
             sink(step, values)
 
     def sync(self) -> None:
         """Waits until all rows are on disk, as they must be before a checkpoint says that their steps are done."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
 
 @contextlib.contextmanager
@@ -64,6 +66,11 @@ def open_metrics(
         if wandb_project is not None:
             sinks.append(stack.enter_context(_wandb(folder, wandb_project, config)))
         yield MetricsLog(stack.enter_context(open(path, "a", encoding="utf-8")), sinks)
+
+
+def no_metrics() -> MetricsLog:
+    """A log that keeps nothing, for processes that leave it to another one."""
+    return MetricsLog(None, [])
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

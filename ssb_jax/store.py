@@ -174,7 +174,7 @@ class TargetWriter:
         """
         entry = self.entries.get(pair.question_id)
         if entry is not None:
-            _check_entry(pair, entry)
+            check_entry(pair, entry)
         return entry is not None
 
     def add(self, pair: Pair, values: Float[np.ndarray, "R X"]) -> None:
@@ -228,7 +228,7 @@ class TargetStore:
         entry = self.entries.get(pair.question_id)
         if entry is None:
             raise SsbError(f"no targets for {pair.question_id} in {self.folder}; run `ssb targets` again")
-        _check_entry(pair, entry)
+        check_entry(pair, entry)
         path = self.folder / entry.shard
         try:
             with safe_open(path, "np") as file:
@@ -258,7 +258,7 @@ class TargetStore:
                 "run `ssb targets` again"
             )
         for pair in pairs:
-            _check_entry(pair, self.entries[pair.question_id])
+            check_entry(pair, self.entries[pair.question_id])
 
 
 def open_store(folder: Path) -> TargetStore:
@@ -298,7 +298,8 @@ def _refuse_other(folder: Path, stored: StoreInfo, wanted: StoreInfo) -> None:
         raise SsbError(f"{folder} holds targets of another model or setting ({what}); {_AGAIN}")
 
 
-def _check_entry(pair: Pair, entry: Entry) -> None:
+def check_entry(pair: Pair, entry: Entry) -> None:
+    """Refuses targets that are stored under a pair's id for other tokens."""
     if entry.digest != pair_digest(pair) or entry.tokens != len(pair.reply_ids):
         raise SsbError(
             f"targets of {pair.question_id} were made for other tokens (another prompt, reply or tokenizer); {_AGAIN}"

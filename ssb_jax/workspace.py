@@ -4,6 +4,7 @@ A run whose stages are all complete loads none of it.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ssb_jax import hosts
 from ssb_jax.chat import Chat, generation_defaults, load_chat
 from ssb_jax.config import Config, Sampling, SsbError
+from ssb_jax.config import Mesh as MeshSettings
 from ssb_jax.console import note
-from ssb_jax.model.mesh import GENERATION, mesh_for
+from ssb_jax.model.mesh import GENERATION, TRAINING, mesh_for
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.model.weights import load_model, read_config, resolve_model
 from ssb_jax.prompts import PromptSet, load_prompts, prompt_texts
@@ -59,19 +62,49 @@ class Workspace:
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        shape = read_config(self.model_folder)
-        rows = self.config.distillation.batch_size
-        return mesh_for(self.config.mesh, shape, itemsize=self.dtype.itemsize, stage=self.stage, rows=rows)
+        """Of this process's own devices, where it samples its share of the answers and computes its targets.
+
+        Sizes that are set describe the mesh of all devices. Where there are several processes, each keeps `tensor` and
+        splits weights and batch over the rest of its devices.
+        """
+        if hosts.count() == 1:
+            return self.group_mesh
+        asked = self.config.mesh
+        own = asked if asked.rule == "auto" else MeshSettings(tensor=max(asked.tensor, 1))
+        return self._mesh_for(own, GENERATION, jax.local_devices())
+
+    @cached_property
+    def group_mesh(self) -> jax.sharding.Mesh:
+        """Of all devices of the run, where the student is trained."""
+        if jax.process_count() != hosts.count():
+            raise SsbError(
+                f"JAX sees the devices of {jax.process_count()} processes, but this run was started as one of "
+                f"{hosts.count()}; set SSB_COORDINATOR=auto on all hosts"
+            )
+        stage = self.stage if hosts.count() == 1 else TRAINING
+        return self._mesh_for(self.config.mesh, stage, jax.devices())
+
+    def _mesh_for(self, settings: MeshSettings, stage: str, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+        shape, rows = read_config(self.model_folder), self.config.distillation.batch_size
+        return mesh_for(settings, shape, itemsize=self.dtype.itemsize, stage=stage, rows=rows, devices=devices)
 
     @cached_property
     def model(self) -> Transformer:
-        """The base model on the mesh.
+        """The base model on `mesh`.
 
         Raises:
           SsbError: the checkpoint is not complete, or the tokenizer gives ids that the model has no embedding for.
         """
-        note(f"loading {self.config.model.path} ({self.dtype.name}, mesh {dict(self.mesh.shape)})")
-        model = load_model(self.model_folder, mesh=self.mesh, dtype=self.dtype)
+        return self.group_model if self.mesh is self.group_mesh else self._load(self.mesh)
+
+    @cached_property
+    def group_model(self) -> Transformer:
+        """The base model on `group_mesh`; see `model`."""
+        return self._load(self.group_mesh)
+
+    def _load(self, mesh: jax.sharding.Mesh) -> Transformer:
+        note(f"loading {self.config.model.path} ({self.dtype.name}, mesh {dict(mesh.shape)})")
+        model = load_model(self.model_folder, mesh=mesh, dtype=self.dtype)
         model.attention = self.config.model.attention
         have, need = model.config.vocab_size, self.chat.vocabulary_size
         if need > have:

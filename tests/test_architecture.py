@@ -14,7 +14,7 @@ LAYERS = [
     {"config", "records"},
     {"artifacts", "console", "figures"},
     {"chat", "prompts", "answers", "metrics", "stats"},
-    {"model"},
+    {"model", "hosts"},
     {"sampling", "losses", "store", "checkpoint", "costs"},
     {"training"},
     {"tiny", "workspace"},

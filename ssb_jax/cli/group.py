@@ -10,8 +10,9 @@ import click
 from safetensors import SafetensorError
 
 from ssb_jax import __version__
-from ssb_jax.artifacts import owning
+from ssb_jax.artifacts import code_digest, owning, versions
 from ssb_jax.config import Config, SsbError, load_config
+from ssb_jax.console import be_quiet
 
 
 class _Cli(click.Group):
@@ -75,7 +76,14 @@ def opened(config: Path, out: Path, overrides: tuple[str, ...], *, stage: str = 
     `stage` is what `mesh: auto` chooses for (model/mesh.py).
     """
     settings = load_settings(config, overrides)
-    with owning(out):
+    from ssb_jax import hosts
+
+    identity = {"config": settings.model_dump(mode="json"), "versions": versions(), "code": code_digest()}
+    with hosts.stopping_on_sigterm(), hosts.joined(identity), contextlib.ExitStack() as stack:
+        if not hosts.is_first():
+            be_quiet()
+        hosts.on_first(lambda: stack.enter_context(owning(out)))
+        hosts.refuse_unseen(out)
         use_compilation_cache(settings)
         from ssb_jax import pipeline
         from ssb_jax.workspace import Workspace

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssb_jax import hosts
 from ssb_jax.artifacts import Manifest, digest, file_digest, read_jsonl, read_manifest
 from ssb_jax.config import Config, EvaluationSet, SsbError
 from ssb_jax.console import note
@@ -68,14 +69,15 @@ def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = No
         sets = ", ".join(s.name for s in config.evaluation.sets)
         raise SsbError(f"{answers}: no row belongs to a question of {sets}; check id, question and set of the rows")
     cost = run_cost(run.folder)
-    evaluation.write_results(
-        run.folder / "evaluation" / "results.json",
-        results,
-        method=method_label(config),
-        seed=config.seed,
-        cost=None if cost is None else vars(cost),
-        made_from={name: manifest.digest for name, manifest in sources.items()},
-    )
+    if hosts.is_first():
+        evaluation.write_results(
+            run.folder / "evaluation" / "results.json",
+            results,
+            method=method_label(config),
+            seed=config.seed,
+            cost=None if cost is None else vars(cost),
+            made_from={name: manifest.digest for name, manifest in sources.items()},
+        )
     return results
 
 
@@ -198,6 +200,7 @@ def _import(run: Run, folder: Path, members: list[Question], rollouts: list[Roll
         "evaluation",
         made_from,
         lambda: evaluation.import_answers(members, rollouts, folder, settings=run.config.grading, description=label),
+        alone=True,
     )
 
 

@@ -99,6 +99,7 @@ def verify_block(run: Run, block: int, members: list[Question]) -> Manifest:
             settings=config.grading,
             description=f"{label}verification",
         ),
+        alone=True,
     )
 
 
@@ -118,6 +119,7 @@ def _roll_out_block(run: Run, block: int, members: list[Question]) -> int:
             seed=config.seed,
             min_wrong_count=config.teaching.min_wrong_count,
         ),
+        alone=True,
     )
     return chosen.counts["mixed"]
 
@@ -184,7 +186,7 @@ def _select_pairs(run: Run, sources: list[Manifest]) -> None:
         return {"pairs": len(kept), "found": len(found)}
 
     made_from = {"lessons": [manifest.digest for manifest in sources], "max_pairs": wanted}
-    completed(run.folder / "pairs", "pairs", made_from, make)
+    completed(run.folder / "pairs", "pairs", made_from, make, alone=True)
 
 
 def _no_pairs(run: Run) -> str:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ssb_jax import hosts
 from ssb_jax.answering import answer, grade_rollouts, load_rollouts
 from ssb_jax.artifacts import read_jsonl, write_atomically, write_jsonl
 from ssb_jax.config import EvaluationSet, Grading
@@ -25,7 +26,10 @@ def run(
     lora: Lora | None,
     description: str,
 ) -> dict:
-    """One model on one set: appends its answers, then writes `verdicts.jsonl`; returns counts by outcome."""
+    """One model on one set: appends its answers, then writes `verdicts.jsonl`; returns counts by outcome.
+
+    Each process answers its share of the questions; process 0 grades.
+    """
     config = workspace.config
     prompts = {q.id: workspace.chat.encode_prompt(workspace.prompts.student_messages(q.question)) for q in questions}
     counts = answer(
@@ -38,12 +42,16 @@ def run(
         description=description,
         lora=lora,
     )
-    rollouts = load_rollouts(folder, list(prompts))
-    gold = {q.id: q.answer for q in questions}
-    verdicts = grade_rollouts(rollouts, gold, settings=config.grading, description=f"{description}: verification")
-    write_jsonl(folder / "verdicts.jsonl", verdicts)
-    outcomes = Counter(v.outcome for v in verdicts)
-    return {**counts, **{outcome.value: outcomes[outcome] for outcome in Outcome}}
+
+    def verify() -> dict:
+        rollouts = load_rollouts(folder, list(prompts))
+        gold = {q.id: q.answer for q in questions}
+        verdicts = grade_rollouts(rollouts, gold, settings=config.grading, description=f"{description}: verification")
+        write_jsonl(folder / "verdicts.jsonl", verdicts)
+        outcomes = Counter(v.outcome for v in verdicts)
+        return {**counts, **{outcome.value: outcomes[outcome] for outcome in Outcome}}
+
+    return hosts.on_first(verify)
 
 
 def import_answers(

@@ -1,7 +1,8 @@
 """Step 4: the base model reads each hinted prompt and its reply once; what it predicts for the reply is stored.
 
 The target of reply token t is the state at index len(prompt) - 1 + t after the last norm, or the logits there. Pairs
-are taken sorted by length, in batches of a few static shapes; an interrupted call continues with what is missing.
+are taken sorted by length, in batches of a few static shapes; an interrupted call continues with what is missing. Each
+process computes every count-th batch on its own devices.
 """
 
 import functools
@@ -14,12 +15,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from ssb_jax import hosts
 from ssb_jax.config import Config, SsbError
 from ssb_jax.console import progress
 from ssb_jax.model.sharding import spec, use_mesh
 from ssb_jax.model.transformer import ModelConfig, Transformer, abstract_model, model_shardings
 from ssb_jax.records import Pair
-from ssb_jax.store import TargetWriter, open_store, store_info
+from ssb_jax.store import TargetWriter, check_entry, open_store, store_info
 from ssb_jax.training.layout import Grid, Shape, bucket, choose_shapes, fitting
 from ssb_jax.training.lowering import placed
 from ssb_jax.workspace import Workspace
@@ -38,22 +40,38 @@ def run(pairs: Sequence[Pair], *, config: Config, folder: Path, workspace: Works
     settings, model, mesh = config.targets, workspace.model, workspace.mesh
     dtype = workspace.dtype.name if settings.dtype == "auto" else settings.dtype
     info = store_info(model, encoding=settings.encoding, dtype=dtype)
-    writer = TargetWriter(folder, info, writer=jax.process_index())
-    stored = open_store(folder).entries.keys()
-    share = {pair.question_id for i, pair in enumerate(pairs) if i % jax.process_count() == jax.process_index()}
-    done = sum(writer.has(pair) for pair in pairs)
-    with writer, progress("targets", len(share), done=done) as advance:
+    writer = TargetWriter(folder, info, writer=hosts.index())
+    stored = hosts.on_first(lambda: sorted(_stored(folder, pairs)))
+    with writer, progress("targets", len(pairs), done=len(stored)) as advance:
         targets = teacher_targets(
-            model, pairs, encoding=settings.encoding, batch_size=settings.batch_size, mesh=mesh, skip=stored
+            model,
+            pairs,
+            encoding=settings.encoding,
+            batch_size=settings.batch_size,
+            mesh=mesh,
+            skip=stored,
+            share=hosts.share,
         )
         for pair, values in targets:
-            if pair.question_id in share and not writer.has(pair):
+            if pair.question_id not in stored:
                 writer.add(pair, values)
                 advance()
+    return hosts.on_first(lambda: _counts(folder, pairs))
+
+
+def _stored(folder: Path, pairs: Sequence[Pair]) -> set[str]:
+    """Question ids of the pairs whose targets are on disk, whichever process wrote them."""
+    entries = open_store(folder).entries
+    for pair in pairs:
+        if pair.question_id in entries:
+            check_entry(pair, entries[pair.question_id])
+    return {pair.question_id for pair in pairs if pair.question_id in entries}
+
+
+def _counts(folder: Path, pairs: Sequence[Pair]) -> dict:
     tokens = sum(len(pair.reply_ids) for pair in pairs)
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) + sum(
-        path.stat().st_size for path in folder.glob("index-*.json")
-    )
+    files = [*folder.glob("*.safetensors"), *folder.glob("index-*.json")]
+    size = sum(path.stat().st_size for path in files)
     return {"examples": len(pairs), "tokens": tokens, "bytes": size, "bytes_per_token": round(size / tokens, 2)}
 
 
@@ -65,10 +83,14 @@ def teacher_targets(
     batch_size: int = 8,
     mesh: Mesh | None = None,
     skip: Sequence[str] | set[str] = (),
+    share: Callable[[list], list] = list,
 ) -> Iterator[tuple[Pair, Float[np.ndarray, "R X"]]]:
     """The teacher's states (R, D) after the last norm, or logits (R, V) in float32, for each pair's reply tokens.
 
     Pairs come in order of length. A batch whose question ids are all in `skip` is left out.
+
+    Args:
+      share: picks those of the batches that are to be computed here.
 
     Raises:
       SsbError: two pairs share an id, a pair has no reply, or a sequence exceeds the model's context.
@@ -76,7 +98,7 @@ def teacher_targets(
     _check(pairs, model)
     skip = set(skip)
     head = head_function(mesh) if encoding == "logits" else None
-    for batch, shape in _batches(pairs, batch_size, mesh):
+    for batch, shape in share(list(_batches(pairs, batch_size, mesh))):
         if skip.issuperset(pair.question_id for pair in batch):
             continue
         arrays = _arrays(batch, shape)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ssb_jax import hosts
 from ssb_jax.answering import answer, grade_rollouts, load_rollouts
 from ssb_jax.artifacts import write_jsonl
 from ssb_jax.records import DropReason, Hint, Lesson, Outcome, Pair, Question, Rollout, StopReason, Verdict
@@ -23,7 +24,10 @@ def run(
     workspace: Workspace,
     description: str = "teaching",
 ) -> dict:
-    """Writes the teacher's solutions as they finish and then `lessons.jsonl`; returns counts by drop reason."""
+    """Writes the teacher's solutions as they finish and then `lessons.jsonl`; returns counts by drop reason.
+
+    Each process writes the solutions of its share of the questions; process 0 verifies and writes the lessons.
+    """
     config = workspace.config
     by_id = {q.id: q for q in questions}
     prompts = {h.question_id: _teacher_prompt(by_id[h.question_id], h, workspace) for h in hints if h.dropped is None}
@@ -38,17 +42,31 @@ def run(
         seed=config.seed + _TEACHING_SEED,
         description=description,
     )
-    solutions = load_rollouts(folder, list(fitting))
+    return hosts.on_first(lambda: _verify(questions, hints, folder, prompts, workspace, description))
+
+
+def _verify(
+    questions: Sequence[Question],
+    hints: Sequence[Hint],
+    folder: Path,
+    prompts: Mapping[str, Sequence[int]],
+    workspace: Workspace,
+    description: str,
+) -> dict:
+    """Grades the solutions in `folder` and writes `lessons.jsonl`; `prompts` are the hinted ones, by question id."""
+    solutions = load_rollouts(folder, list(prompts))
     gold = {q.id: q.answer for q in questions}
-    verdicts = grade_rollouts(solutions, gold, settings=config.grading, description=f"{description}: verification")
-    lessons = _lessons(solutions, verdicts, by_id, prompts, workspace)
-    lessons += [_too_long(key) for key in prompts if key not in fitting]
+    grading = workspace.config.grading
+    verdicts = grade_rollouts(solutions, gold, settings=grading, description=f"{description}: verification")
+    lessons = _lessons(solutions, verdicts, {q.id: q for q in questions}, prompts, workspace)
+    solved = {solution.question_id for solution in solutions}
+    lessons += [_too_long(key) for key in prompts if key not in solved]
     rank = {hint.question_id: i for i, hint in enumerate(hints)}
     lessons.sort(key=lambda lesson: rank[lesson.question_id])
     write_jsonl(folder / "lessons.jsonl", lessons)
     dropped = Counter(lesson.dropped for lesson in lessons if lesson.dropped is not None)
     return {
-        "hinted": len(fitting),
+        "hinted": len(solved),
         "pairs": sum(lesson.pair is not None for lesson in lessons),
         "tokens": sum(len(s.token_ids) for s in solutions),
         **{reason.value: count for reason, count in sorted(dropped.items())},

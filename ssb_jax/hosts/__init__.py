@@ -1,0 +1,24 @@
+"""Many processes, one run: how they find each other, agree, share work, and stop together.
+
+Every process runs the same command and goes through the same steps in the same order. Process 0 alone decides, grades
+and writes what a folder has one of (`on_first`); answers and targets are made in shares, by each process on its own
+devices, and written to files of its own; distillation is one program over all devices. All processes see one run
+folder. A run of one process goes the same ways, and none of this costs it anything.
+"""
+
+from ssb_jax.hosts.group import count, gather, index, is_first, joined, on_first, refuse_unseen, share
+from ssb_jax.hosts.stopping import STOPPED, stopping_between_steps, stopping_on_sigterm
+
+__all__ = [
+    "STOPPED",
+    "count",
+    "gather",
+    "index",
+    "is_first",
+    "joined",
+    "on_first",
+    "refuse_unseen",
+    "share",
+    "stopping_between_steps",
+    "stopping_on_sigterm",
+]
