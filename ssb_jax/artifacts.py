@@ -295,10 +295,10 @@ def _has_content(folder: Path) -> bool:
 
 
 def _refuse_other(folder: Path, stage: str, earlier: dict, now: dict) -> None:
-    differences = list(differences(earlier, now))
-    if differences:
+    different = list(differences(earlier, now))
+    if different:
         raise SsbError(
-            f"{folder} holds the {stage} of another run: " + "; ".join(differences[:8]) + ". "
+            f"{folder} holds the {stage} of another run: " + "; ".join(different[:8]) + ". "
             f"Use another --out, or delete {folder} to make it again"
         )
 

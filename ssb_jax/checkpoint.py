@@ -2,12 +2,14 @@
 
 A checkpoint becomes visible in one rename, so a kill leaves the ones before it. Each is sealed with the digests of its
 files in `digests/`; one that has changed since (a disk that lied, a file cut off) is reported, deleted and passed over
-for the one before it. Knows no training loop.
+for the one before it. Where there are several processes all call these functions alike, and process 0 seals and judges.
+Knows no training loop.
 """
 
 import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 import pydantic
 
+from ssb_jax import hosts
 from ssb_jax.artifacts import file_digest, write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.console import note
@@ -43,7 +46,8 @@ def save(manager: ocp.CheckpointManager, step: int, *, state: Any, data: dict[st
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
     try:
         _seal(manager)
-        _digests(manager, step).unlink(missing_ok=True)
+        if hosts.is_first():
+            _digests(manager, step).unlink(missing_ok=True)
         manager.save(step, args=items, force=True)
     except OSError as error:
         raise SsbError(f"the checkpoint of step {step} cannot be written to {manager.directory}: {error}") from None
@@ -58,22 +62,19 @@ def restore(manager: ocp.CheckpointManager, *, like: Any) -> tuple[Any, dict[str
     Raises:
       SsbError: there are checkpoints and none can be read.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
+    steps = hosts.on_first(lambda: sorted(manager.all_steps(), reverse=True))
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
     unreadable = []
     for step in steps:
-        reason = _damage(manager, step)
+        reason = hosts.on_first(partial(_damage, manager, step))
         if reason is None:
-            try:
-                restored = manager.restore(step, args=items)
-            except Exception as error:  # Orbax and TensorStore raise Exception itself for a damaged array
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            else:
-                for later in unreadable:
-                    _digests(manager, later).unlink(missing_ok=True)
-                    manager.delete(later)
-                return restored.state, restored.data
+            restored, reason = _read(manager, step, items)
+            reason = next(filter(None, hosts.gather(reason)), None)
+        if reason is None:
+            for later in unreadable:
+                _forget(manager, later)
+            return restored.state, restored.data
         note(f"the checkpoint of step {step} in {manager.directory} cannot be read and is passed over: {reason}")
         unreadable.append(step)
     if steps:
@@ -84,10 +85,24 @@ def restore(manager: ocp.CheckpointManager, *, like: Any) -> tuple[Any, dict[str
     return None
 
 
+def _read(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> tuple[Any, str | None]:
+    """What a checkpoint holds, or why this process cannot read it."""
+    try:
+        return manager.restore(step, args=items), None
+    except Exception as error:  # Orbax and TensorStore raise Exception itself for a damaged array
+        return None, (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _forget(manager: ocp.CheckpointManager, step: int) -> None:
+    if hosts.is_first():
+        _digests(manager, step).unlink(missing_ok=True)
+    manager.delete(step)
+
+
 def _seal(manager: ocp.CheckpointManager) -> None:
     """Waits for what is being saved, and writes the digests of checkpoints that have none."""
     manager.wait_until_finished()
-    if jax.process_index() != 0:
+    if not hosts.is_first():
         return
     steps = manager.all_steps()
     for step in steps:

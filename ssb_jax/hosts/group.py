@@ -116,7 +116,8 @@ def refuse_unseen(folder: Path) -> None:
     """
     if count() == 1:
         return
-    token, path = f"{time.time_ns()}", folder / ".group"
+    path = folder / ".group"
+    token = on_first(lambda: f"{time.time_ns()}")
     on_first(lambda: write_atomically(path, token))
     sees = _eventually(lambda: path.exists() and path.read_text() == token, seconds=30)
     blind = [process for process, seen in enumerate(gather(sees)) if not seen]

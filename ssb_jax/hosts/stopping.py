@@ -25,6 +25,11 @@ class _Notice:
     wait = False
 
 
+def _stop() -> None:
+    note("SIGTERM: stopped; the same command goes on from here")
+    raise SystemExit(STOPPED)
+
+
 @contextlib.contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
     """Within, SIGTERM ends the process with exit status `STOPPED`, at once or at the end of a step."""
@@ -32,8 +37,7 @@ def stopping_on_sigterm() -> Iterator[None]:
     def handle(number, frame):
         _Notice.came = True
         if not _Notice.wait:
-            note("SIGTERM: stopped; the same command goes on from here")
-            raise SystemExit(STOPPED)
+            _stop()
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
@@ -44,7 +48,7 @@ def stopping_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping_between_steps() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM is noted; yields a function for the end of each step: whether to stop now.
+    """Within, SIGTERM is noted; yields a function for the end of each step: whether to stop after it.
 
     All processes must ask equally often. All get the same answer: it goes around with the devices' other work and is
     read one step later, so that nobody waits for it.
@@ -54,6 +58,8 @@ def stopping_between_steps() -> Iterator[Callable[[], bool]]:
         yield _ask_alone if group.count() == 1 else _asking_all()
     finally:
         _Notice.wait = False
+    if _Notice.came:
+        _stop()
 
 
 def _ask_alone() -> bool:
@@ -70,7 +76,8 @@ def _asking_all() -> Callable[[], bool]:
     def ask() -> bool:
         came = np.full(1, _Notice.came)
         flags = jax.make_array_from_process_local_data(by_host, came, (len(devices),))
-        earlier.append(any_of(flags))
+        with jax.set_mesh(mesh):
+            earlier.append(any_of(flags))
         return len(earlier) > 1 and bool(earlier.pop(0))
 
     return ask

@@ -4,20 +4,23 @@
 loss as if it had never stopped; metrics.jsonl then has every step once.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssb_jax import hosts
 from ssb_jax.checkpoint import checkpoints, restore, save
 from ssb_jax.config import Config, Distillation, SsbError
 from ssb_jax.config import Lora as LoraSettings
 from ssb_jax.console import note, progress
-from ssb_jax.metrics import MetricsLog, open_metrics, read_metrics
+from ssb_jax.metrics import MetricsLog, no_metrics, open_metrics, read_metrics
 from ssb_jax.model.adapters import replace_adapter
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
@@ -39,11 +42,12 @@ def run(pairs: Sequence[Pair], *, config: Config, store_folder: Path, folder: Pa
     Raises:
       SsbError: targets are missing or another model's, the loss is not finite, a setting does not fit.
     """
+    model, mesh = workspace.group_model, workspace.group_mesh
     store = open_store(store_folder)
-    store.check(pairs, workspace.model)
+    store.check(pairs, model)
     special = frozenset(workspace.chat.tokenizer.all_special_ids)
     lora, summary = distil(
-        workspace.model,
+        model,
         pairs,
         store.read,
         settings=config.distillation,
@@ -51,11 +55,12 @@ def run(pairs: Sequence[Pair], *, config: Config, store_folder: Path, folder: Pa
         encoding=store.info.encoding,
         seed=config.seed,
         folder=folder,
-        mesh=workspace.mesh,
+        mesh=mesh,
         pad_id=workspace.chat.pad_id,
         special_ids=special - {workspace.chat.end_of_turn_id},
     )
-    replace_adapter(lora, folder / "adapter", base=config.model.path)
+    whole = _whole(lora, mesh)
+    hosts.on_first(lambda: replace_adapter(whole, folder / "adapter", base=config.model.path))
     return summary
 
 
@@ -87,7 +92,12 @@ def distil(
     ignored = special_ids if settings.ignore_special_tokens else frozenset()
     weighting = Weighting(settings.reduction, settings.stop_weight, settings.skip_first, ignored, settings.last_weight)
     batches = prepared_batches(plan, targets, weighting=weighting, encoding=encoding, pad_id=pad_id)
-    with checkpoints(folder / "checkpoints", keep=settings.keep_checkpoints) as manager, use_mesh(mesh):
+    stopped = False
+    with (
+        hosts.stopping_between_steps() as stop_asked,
+        checkpoints(folder / "checkpoints", keep=settings.keep_checkpoints) as manager,
+        use_mesh(mesh),
+    ):
         state = init_state(model, lora_settings, optimizer, key=run_keys(seed)[0], mesh=mesh)
         found = restore(manager, like=state)
         if found is not None:
@@ -96,13 +106,7 @@ def distil(
             note(f"distillation continues after step {int(state.step)} of {plan.steps}")
         done = int(state.step)
         with (
-            open_metrics(
-                folder,
-                done=done,
-                tensorboard=settings.tensorboard,
-                wandb_project=settings.wandb_project,
-                config=settings.model_dump(mode="json"),
-            ) as log,
+            _open_log(folder, done, settings) as log,
             progress("distillation", plan.steps, done=done) as advance,
         ):
             report = _Reporter(log, advance, plan, skip=settings.on_nan == "skip")
@@ -110,11 +114,29 @@ def distil(
                 prepared = next(batches)
                 state, numbers = step(model, state, put_batch(prepared.batch, mesh))
                 report.later(number, numbers, prepared)
-                if number % settings.checkpoint_every == 0 or number == plan.steps:
+                stopped = stop_asked() and number < plan.steps
+                if number % settings.checkpoint_every == 0 or number == plan.steps or stopped:
                     report.flush()
                     log.sync()
                     save(manager, number, state=state, data=batches.get_state())
-    return state.lora, _summary(folder, plan)
+                if stopped:
+                    break
+    if stopped:
+        note(f"another process was asked to stop: stopped after step {number} of {plan.steps}")
+        raise SystemExit(hosts.STOPPED)
+    return state.lora, hosts.on_first(lambda: _summary(folder, plan))
+
+
+def _open_log(folder: Path, done: int, settings: Distillation) -> contextlib.AbstractContextManager[MetricsLog]:
+    if not hosts.is_first():
+        return contextlib.nullcontext(no_metrics())
+    return open_metrics(
+        folder,
+        done=done,
+        tensorboard=settings.tensorboard,
+        wandb_project=settings.wandb_project,
+        config=settings.model_dump(mode="json"),
+    )
 
 
 class _Reporter:
@@ -188,3 +210,8 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "cut_prompts": plan.cut_prompts,
         "cut_replies": plan.cut_replies,
     }
+
+
+def _whole(lora: Lora, mesh: Mesh | None) -> Lora:
+    """The adapter in arrays that every process can read."""
+    return lora if mesh is None else jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(lora)
