@@ -32,7 +32,6 @@ def _local(arguments, dry_run, processes, devices, port, restarts) -> None:
     sys.exit(local.run(arguments, processes=processes, devices=devices, port=port, restarts=restarts))
 
 
-
 def _in_cloud(function: Callable) -> Callable:
     """Options of every cloud."""
     options = (

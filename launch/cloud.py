@@ -121,9 +121,7 @@ def gke(
     price: float | None,
 ) -> str:
     """The script for GKE, with its manifest."""
-    manifest = jobset(
-        arguments, name=name, topology=topology, image=image, claim=claim, spot=spot, restarts=restarts
-    )
+    manifest = jobset(arguments, name=name, topology=topology, image=image, claim=claim, spot=spot, restarts=restarts)
     return fill(
         (HERE / "gke.sh").read_text(),
         {
@@ -186,9 +184,7 @@ def jobset(
     }
 
 
-def skypilot(
-    arguments: Sequence[str], *, name: str, topology: str, setup: str, spot: bool, price: float | None
-) -> str:
+def skypilot(arguments: Sequence[str], *, name: str, topology: str, setup: str, spot: bool, price: float | None) -> str:
     """The script for SkyPilot, with its task."""
     task = sky_task(arguments, name=name, topology=topology, setup=setup, spot=spot)
     text = yaml.safe_dump(task, sort_keys=False)

@@ -19,7 +19,9 @@ STOPPED = 75  # of `ssb`: stopped, start me again
 _PR_SET_PDEATHSIG = 1
 
 
-def plan(arguments: Sequence[str], *, processes: int, devices: int, port: int) -> list[tuple[dict[str, str], list[str]]]:
+def plan(
+    arguments: Sequence[str], *, processes: int, devices: int, port: int
+) -> list[tuple[dict[str, str], list[str]]]:
     """Environment and command of each process."""
     command = [sys.executable, "-m", "ssb_jax", *arguments]
     return [

@@ -325,7 +325,7 @@ class Harness:
 
     def _judge(self, folder: Path, fault: str, status: int | None) -> None:
         tally, log = self.tally, Path(f"{folder}.log").read_text()
-        expected = {0, -signal.SIGKILL, -signal.SIGTERM} | ({1} if fault == "fsync" else set())
+        expected = {0, -signal.SIGKILL, -signal.SIGTERM, 75} | ({1} if fault == "fsync" else set())
         if status not in expected or "Traceback" in log or (status == 1 and log.count("Error: ") != 1):
             tally.wrong.append(f"{folder}: {fault}: exit status {status}: {log[-600:]}")
         if fault == "none" and status != 0:

@@ -7,6 +7,7 @@ rft         pairs of the model's own right rollouts; cross-entropy
 grpo        the student's own answers, graded while it learns
 """
 
+from ssb_jax import hosts
 from ssb_jax.answering import load_rollouts
 from ssb_jax.artifacts import Manifest, read_jsonl, read_manifest, write_jsonl
 from ssb_jax.config import SsbError
@@ -20,7 +21,13 @@ from ssb_jax.stages.teaching import make_pair
 
 
 def train(run: Run) -> Manifest:
-    """Everything between questions and adapter, as `method` says."""
+    """Everything between questions and adapter, as `method` says.
+
+    Raises:
+      SsbError: also where the method does not know many processes.
+    """
+    if hosts.count() > 1 and run.config.method in ("grpo", "ssb-torch"):
+        raise SsbError(f"method {run.config.method} runs as one process, not {hosts.count()}; unset SSB_COORDINATOR")
     match run.config.method:
         case "grpo":
             return reinforce(run)
@@ -83,7 +90,7 @@ def make_own_pairs(run: Run) -> list[Pair]:
             "teach_stop": run.config.prompts.teach_stop,
         },
     }
-    completed(run.folder / "pairs", "pairs", made_from, make)
+    completed(run.folder / "pairs", "pairs", made_from, make, alone=True)
     return load_pairs(run)
 
 

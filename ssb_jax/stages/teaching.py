@@ -42,7 +42,8 @@ def run(
         seed=config.seed + _TEACHING_SEED,
         description=description,
     )
-    return hosts.on_first(lambda: _verify(questions, hints, folder, prompts, workspace, description))
+    engine = {"engine": counts["engine"]} if "engine" in counts else {}
+    return hosts.on_first(lambda: _verify(questions, hints, folder, prompts, workspace, description)) | engine
 
 
 def _verify(
@@ -70,7 +71,6 @@ def _verify(
         "pairs": sum(lesson.pair is not None for lesson in lessons),
         "tokens": sum(len(s.token_ids) for s in solutions),
         **{reason.value: count for reason, count in sorted(dropped.items())},
-        **({"engine": counts["engine"]} if "engine" in counts else {}),
     }
 
 
