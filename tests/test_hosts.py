@@ -1,4 +1,4 @@
-"""Many processes: who is missing or differs is named; the run ends as one process's would, whoever is lost on the way."""
+"""Many processes: who is missing or differs is named; the run ends as that of one process, whoever is lost meanwhile."""
 
 import json
 import os
