@@ -1,4 +1,4 @@
-"""Many processes: who is missing or differs is named; the run ends as that of one process, whoever is lost meanwhile."""
+"""Many processes: who is missing or differs is named; a run ends as that of one process, whoever is lost meanwhile."""
 
 import json
 import os
@@ -9,15 +9,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hosts_case
 import numpy as np
-import pytest
 from safetensors.numpy import load_file
 
-from launch.local import free_port
-from ssb_jax.artifacts import read_jsonl
+from launch import local
 from ssb_jax.config import SsbError
 from ssb_jax.hosts.rendezvous import Place, meet
-from ssb_jax.records import Pair
 
 ROOT = Path(__file__).parent.parent
 IDENTITY = {"config": {"seed": 0, "lora": {"rank": 32}}, "versions": {"jax": "0.10.2"}}
@@ -25,7 +23,7 @@ IDENTITY = {"config": {"seed": 0, "lora": {"rank": 32}}, "versions": {"jax": "0.
 
 def met(identities, *, count=None, indices=None, timeout=1.0):
     """What each process of a group is told: None, or why the run does not start."""
-    address = f"localhost:{free_port()}"
+    address = f"localhost:{local.free_port()}"
 
     def one(index, identity):
         try:
@@ -62,71 +60,47 @@ def test_two_processes_with_one_number_are_refused():
     assert "have the same number" in told[0]
 
 
-SMALL = (
-    *("--questions.limit", "12", "--rollouts.block_size", "6", "--teaching.max_pairs", "6"),
-    *("--rollouts.num_samples", "4", "--engine.slots", "8", "--engine.chunk", "8"),
-    *("--distillation.epochs", "2", "--distillation.checkpoint_every", "1", "--distillation.tensorboard", "false"),
-    "--compilation_cache=null",
-    "--evaluation.sets=[{name: test, data: {path: 'builtin:arithmetic', split: test, limit: 6}, "
-    "sampling: {temperature: 0.0, max_new_tokens: 96}}]",
-)
-# The tests' own process has eight virtual devices; and code that runs for seconds is not worth optimizing.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-}
+EPOCHS = 40
+# The tests' own process has eight virtual devices.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
-def launched(folder, processes, devices, *more):
-    command = (
-        [sys.executable, "-m", "launch", "local", "--processes", str(processes), "--devices", str(devices), "--"]
-        + ["run", "configs/tiny.yaml", "--out", str(folder)]
-        + [*SMALL, *more]
-    )
-    return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def same_run(one, other):
-    """The same pairs, loss curve to 1e-5, adapter to 1e-4, and evaluation."""
-    assert read_jsonl(one / "pairs/pairs.jsonl", Pair) == read_jsonl(other / "pairs/pairs.jsonl", Pair)
-    losses = [
-        [json.loads(line)["loss"] for line in (f / "distillation/metrics.jsonl").read_text().splitlines()]
-        for f in (one, other)
+def started(folder, processes):
+    """Processes with two devices each that run hosts_case.py."""
+    command = [sys.executable, str(ROOT / "tests/hosts_case.py"), str(folder), str(EPOCHS)]
+    planned = local.plan((), processes=processes, devices=2, port=local.free_port())
+    return [
+        subprocess.Popen(command, env=ENVIRONMENT | environment, stderr=subprocess.PIPE, text=True)
+        for environment, _ in planned
     ]
-    np.testing.assert_allclose(*losses, atol=1e-5, rtol=0)
-    adapters = [load_file(f / "distillation/adapter/adapter_model.safetensors") for f in (one, other)]
-    for name, value in adapters[0].items():
-        np.testing.assert_allclose(value, adapters[1][name], atol=1e-4, rtol=0, err_msg=name)
-    results = [json.loads((f / "evaluation/results.json").read_text())["sets"] for f in (one, other)]
-    assert results[0] == results[1]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The run of one process with one device."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    process = launched(folder, 1, 1)
+def lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "distillation/metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_hosts_stopped_at_one_step_go_on_as_one_and_end_as_one_would(tmp_path):
+    hosts_case.both_stages(tmp_path / "alone", EPOCHS)
+    folder = tmp_path / "group"
+    group = started(folder, 2)
+    while group[0].poll() is None and lines(folder / "distillation/metrics.jsonl") < 3:
+        time.sleep(0.002)
+    group[1].send_signal(signal.SIGTERM)
+    ends = [(process.wait(), process.stderr.read()) for process in group]
+    assert [status for status, _ in ends] == [75, 75], ends
+    done = len(losses(folder))
+    assert 3 <= done < len(losses(tmp_path / "alone"))
+    assert [path.name for path in (folder / "distillation/checkpoints").glob("[0-9]*")] == [str(done)]
+    assert len(list((folder / "targets").glob("index-*.json"))) == 2
+    (process,) = started(folder, 1)
     assert process.wait() == 0, process.stderr.read()
-    return folder
-
-
-def test_two_hosts_end_as_one_though_one_of_them_is_killed(alone, tmp_path):
-    folder = tmp_path / "run"
-    group = launched(folder, 2, 1)
-    metrics = folder / "distillation/metrics.jsonl"
-    while group.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
-        time.sleep(0.01)
-    os.kill(int(children(group.pid)[1]), signal.SIGKILL)
-    _, errors = group.communicate()
-    assert group.returncode == 0, errors
-    assert "a process died of SIGKILL; starting again" in errors
-    assert {path.name for path in folder.glob("blocks/0000/rollouts/part-*")} == {
-        "part-00000.jsonl",
-        "part-00001.jsonl",
-    }
-    same_run(alone, folder)
-
-
-def children(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    np.testing.assert_allclose(losses(folder), losses(tmp_path / "alone"), atol=1e-5, rtol=0)
+    adapters = [
+        load_file(tmp_path / name / "distillation/adapter/adapter_model.safetensors") for name in ("alone", "group")
+    ]
+    for name, value in adapters[0].items():
+        np.testing.assert_allclose(adapters[1][name], value, atol=1e-4, rtol=0, err_msg=name)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 COORDINATOR, PROCESSES, PROCESS = "SSB_COORDINATOR", "SSB_PROCESSES", "SSB_PROCESS"
 JOIN_TIMEOUT = "SSB_JOIN_TIMEOUT"
-_FAILED, _LEFT = "ssb/failed", "ssb/left/"
+_ENDED, _LEFT = "ssb/ended", "ssb/left/"
 _SLICE = 1000  # milliseconds between two looks at whether another process failed
 _calls = itertools.count()
 
@@ -89,6 +89,7 @@ def gather(value: Any) -> list[Any]:
 
     Raises:
       SsbError: another process failed meanwhile, with its reason.
+      SystemExit: another process was asked to stop.
     """
     if count() == 1:
         return [value]
@@ -179,23 +180,24 @@ def _wait_for(key: str) -> str:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-        failed = client.key_value_dir_get(_FAILED)
-        if failed:
-            raise SsbError(failed[0][1])
+        left = client.key_value_dir_get(_ENDED)
+        if left:
+            status, reason = json.loads(left[0][1])
+            raise SsbError(reason) if reason else SystemExit(status)
 
 
 def _leave(error: BaseException) -> None:
     """Tells the others why this process ends, and ends it without waiting for them at exit."""
     client = distributed.global_state.client
     stopped = isinstance(error, SystemExit)
-    if not stopped and not client.key_value_dir_get(_FAILED):
-        client.key_value_set(f"{_FAILED}/{index()}", f"process {index()} failed: {error}")
+    status, reason = (error.code, "") if stopped else (1, f"process {index()} failed: {error}")
+    if not client.key_value_dir_get(_ENDED):
+        client.key_value_set(f"{_ENDED}/{index()}", json.dumps([status, reason]))
     client.key_value_set(f"{_LEFT}{index()}", "")
-    if is_first() and not stopped:  # the service ends with process 0: the others have a few seconds to read why
+    if is_first():  # the service ends with process 0: the others have a few seconds to read why
         deadline = time.monotonic() + 10
         while len(client.key_value_dir_get(_LEFT)) < count() and time.monotonic() < deadline:
             time.sleep(0.1)
-    status = error.code if stopped else 1
     # Registered last, so run first: JAX's own handler would wait for processes that may be in the middle of a step.
     atexit.register(_exit, status)
 
