@@ -102,6 +102,7 @@ def _forget(manager: ocp.CheckpointManager, step: int) -> None:
 def _seal(manager: ocp.CheckpointManager) -> None:
     """Waits for what is being saved, and writes the digests of checkpoints that have none."""
     manager.wait_until_finished()
+    hosts.gather(None)
     if not hosts.is_first():
         return
     steps = manager.all_steps()

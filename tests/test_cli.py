@@ -44,6 +44,7 @@ def test_help_names_every_stage():
         ("run", TINY, "--out", "OUT", "--rollouts.temperature", "-1"),
         ("run", TINY, "--out", "OUT", "--rollouts.num_samples", "1"),
         ("run", "nowhere.yaml", "--out", "OUT"),
+        ("run", TINY, "--out", "gs://bucket/run"),
         ("verify",),
         ("verify", TINY, "--out", TINY),
         ("verify", TINY, "--out", "OUT", "--time-limit", "-1"),

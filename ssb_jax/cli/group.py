@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from errno import EACCES, EDQUOT, EIO, ENOSPC, EPERM, EROFS
 from pathlib import Path
@@ -76,6 +77,8 @@ def opened(config: Path, out: Path, overrides: tuple[str, ...], *, stage: str = 
     `stage` is what `mesh: auto` chooses for (model/mesh.py).
     """
     settings = load_settings(config, overrides)
+    if re.match(r"\w+:/", str(out)):
+        raise click.UsageError(f"--out {out}: expected a folder; mount a bucket (gcsfuse) and give its folder")
     from ssb_jax import hosts
 
     identity = {"config": settings.model_dump(mode="json"), "versions": versions(), "code": code_digest()}
