@@ -174,7 +174,7 @@ def _batch(members: Sequence[Question], trials: Sequence[Trial], workspace: Work
         groups=mesh.shape["data"],
         row_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
         chunk=config.distillation.chunk_tokens,
-        packing=config.distillation.packing,
+        packing=False,  # the number of rows is then always the same
         micro_batch=config.distillation.micro_batch,
     )
     gains = np.zeros(config.grpo.batch_questions * config.grpo.group_size, np.float32)

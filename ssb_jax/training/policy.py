@@ -69,9 +69,12 @@ def policy_batch(
 
 
 def _roomy(need: Shape, grid: Grid) -> Shape:
-    """A shape of powers of two: what comes in later steps is not known, and each shape is a compilation."""
+    """A shape of powers of two with room for replies as long as its rows: what later steps need is not known, and each
+    shape is a compilation."""
     rows = grid.row_multiple << (need.rows // grid.row_multiple - 1).bit_length()
-    return Shape(need.micros, rows, 1 << (need.length - 1).bit_length(), need.replies)
+    length = 1 << (need.length - 1).bit_length()
+    replies = -(-rows // grid.groups * length // grid.chunk) * grid.chunk
+    return Shape(need.micros, rows, length, max(replies, need.replies))
 
 
 def make_score(*, temperature: float, chunk: int) -> Callable[[Transformer, Lora | None, Batch], Scored]:
