@@ -1,0 +1,121 @@
+"""A grid of runs: what its cells are, that they share what they would make alike, and that a kill costs nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ssb_jax.artifacts import complete, read_jsonl, read_manifest
+from ssb_jax.config import SsbError, config_from_dict, load_config
+from ssb_jax.costs import run_cost
+from ssb_jax.metrics import read_metrics
+from ssb_jax.pipeline.sharing import share, sharing, take_shared
+from ssb_jax.records import Pair, Trial
+from ssb_jax.study import cells
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs/tiny-study.yaml"
+
+
+def study_config(**study):
+    values = load_config(CONFIG).model_dump(mode="json")
+    values["study"] = {"methods": ["ssb", "grpo"], "questions": [8, 16], **study}
+    return config_from_dict(values)
+
+
+def test_the_grid_has_every_method_size_and_seed_once():
+    grid = cells(load_config(CONFIG))
+    assert len(grid) == len({cell.name for cell in grid}) == 5 * 4 * 3
+    first = grid[0].config
+    assert (first.method, first.questions.limit, first.seed, first.study) == ("ssb", 32, 0, None)
+    assert first.teaching.max_pairs is None
+
+
+def test_losses_are_for_ssb_and_settings_for_their_method():
+    grid = cells(study_config(questions=[8], losses=["ssb", "jsd"], settings={"grpo": {"grpo.learning_rate": 0.5}}))
+    assert [cell.name for cell in grid] == ["ssb-8-seed0", "ssb-jsd-8-seed0", "grpo-8-seed0"]
+    assert grid[1].config.distillation.loss == "jsd"
+    assert grid[2].config.grpo.learning_rate == 0.5
+    assert grid[0].config.grpo.learning_rate != 0.5
+
+
+def test_a_bad_grid_is_refused_before_anything_runs():
+    with pytest.raises(SsbError, match="section `study`"):
+        cells(load_config(ROOT / "configs/tiny.yaml"))
+    with pytest.raises(SsbError, match="grpo-8-seed0: unknown setting grpo.learning_rates; did you mean learning_rate"):
+        cells(study_config(settings={"grpo": {"grpo.learning_rates": 0.5}}))
+
+
+def test_a_finished_folder_is_shared_by_those_that_would_make_it_alike(tmp_path):
+    def make(folder, amount):
+        take_shared(folder, "stage", {"amount": amount})
+        manifest, was_there = complete(
+            folder,
+            stage="stage",
+            made_from={"amount": amount},
+            make=lambda: {"n": (folder / "x").write_text(str(amount))},
+        )
+        share(folder, manifest)
+        return was_there
+
+    with sharing(tmp_path / "shared"):
+        assert not make(tmp_path / "one/a", 1)
+        assert make(tmp_path / "two/a", 1)
+        assert not make(tmp_path / "three/a", 2)
+    assert not make(tmp_path / "four/a", 1)
+    assert (tmp_path / "two/a/x").read_text() == "1"
+    assert read_manifest(tmp_path / "one/a") == read_manifest(tmp_path / "two/a")
+
+
+SMALL = (
+    *("--lora.rank", "4", "--distillation.epochs", "1", "--grpo.epochs", "2", "--grpo.checkpoint_every", "2"),
+    *("--grpo.group_size", "2", "--evaluation.sets.0.data.limit", "6", "--grpo.updates", "2"),
+)
+GRID = ("--study.methods", "[rft,grpo]", "--study.questions", "[8]", "--study.seeds", "[0]")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+def command(name, folder, *more):
+    return [sys.executable, "-m", "ssb_jax", name, str(CONFIG), "--out", str(folder), *SMALL, *more]
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_killed_in_the_middle_no_cell_runs_twice_and_grpo_ends_as_if_never_killed(tmp_path):
+    folder, straight = tmp_path / "study", tmp_path / "straight"
+    process = subprocess.Popen(command("study", folder, *GRID), stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    own, reinforced = folder / "cells/rft-8-seed0", folder / "cells/grpo-8-seed0"
+    while process.poll() is None and not (reinforced / "grpo/trials/step-000003.jsonl").exists():
+        time.sleep(0.01)
+    assert process.poll() is None, "the study ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = times(own)
+    again = subprocess.run(command("study", folder, *GRID), capture_output=True, text=True, env=ENVIRONMENT)
+    assert again.returncode == 0, again.stderr
+    assert times(own) == before
+    rows = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    assert [row["cell"] for row in rows] == ["rft-8-seed0", "grpo-8-seed0"]
+
+    other = command("grpo", straight, "--questions.limit", "8", "--teaching.max_pairs", "null")
+    assert subprocess.run(other, capture_output=True, env=ENVIRONMENT).returncode == 0
+    for name in ("grpo/adapter/adapter_model.safetensors", "grpo/trials/step-000004.jsonl"):
+        assert (reinforced / name).read_bytes() == (straight / name).read_bytes(), name
+    assert [row["step"] for row in read_metrics(reinforced / "grpo")] == [1, 2, 3, 4]
+
+    base = [(cell / "evaluation/test/base/manifest.json").read_bytes() for cell in (own, reinforced)]
+    assert base[0] == base[1], "the base's answers were not shared"
+    trials = [t for i in range(1, 5) for t in read_jsonl(reinforced / f"grpo/trials/step-{i:06d}.jsonl", Trial)]
+    cost = run_cost(reinforced)
+    assert (cost.questions, cost.generated_tokens) == (8, sum(len(t.token_ids) for t in trials))
+    pairs = read_jsonl(own / "pairs/pairs.jsonl", Pair)
+    assert all(pair.student_prompt_ids == pair.teacher_prompt_ids for pair in pairs)
+    assert all(f"\\boxed{{{pair.answer}}}" in pair.solution for pair in pairs)
+    assert run_cost(own).questions == 8
