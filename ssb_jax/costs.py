@@ -197,4 +197,6 @@ def _seconds(folder: Path, trained: Manifest, *, targets: bool) -> float:
     stages = [read_manifest(path.parent) for path in folder.glob("blocks/*/*/manifest.json")]
     if targets:
         stages.append(read_manifest(folder / "targets"))
-    return sum(manifest.seconds for manifest in stages if manifest is not None) + float(trained.counts["seconds"])
+    # PyTorch's trainer runs the teacher too, between its start and its first step.
+    training = trained.seconds if "trainer" in trained.made_from else float(trained.counts["seconds"])
+    return sum(manifest.seconds for manifest in stages if manifest is not None) + training
