@@ -64,7 +64,10 @@ def _cell(config: Config, *, method: str, loss: str | None, questions: int, seed
         place[last] = value
     loss_part = "" if loss in (None, "ssb") else f"-{loss.rpartition(':')[2]}"
     name = f"{method}{loss_part}-{questions}-seed{seed}"
-    return Cell(name, config_from_dict(values, source=f"study, {name}"))
+    cell = Cell(name, config_from_dict(values, source=f"study, {name}"))
+    if cell.config.rounds > 1:
+        raise SsbError(f"study, {name}: expected one round, got rounds {cell.config.rounds}")
+    return cell
 
 
 def run_study(config: Config, folder: Path) -> list[Path]:
@@ -88,11 +91,7 @@ def run_study(config: Config, folder: Path) -> list[Path]:
 def _run_cell(cell: Cell, folder: Path) -> None:
     place = folder / "cells" / cell.name
     with owning(place), sharing(folder / "shared"):
-        run = pipeline.Run(place, Workspace(cell.config))
-        pipeline.save_config(run, replace=False)
-        pipeline.train(run)
-        pipeline.evaluate(run)
-        pipeline.save_config(run, replace=True)
+        pipeline.run_all(pipeline.Run(place, Workspace(cell.config)))
 
 
 def _finished(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ LAYERS = [
     {"answering", "scores", "given", "model_card"},
     {"stages", "baselines"},
     {"pipeline", "export", "bench", "preflight", "doctor", "compare"},
-    {"study", "report"},
+    {"study", "report", "rounds"},
     {"cli"},
     {"__main__"},
 ]

@@ -13,9 +13,14 @@ from ssb_jax.console import note, table
 def run(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
     """All stages; those that are complete are skipped."""
     with opened(config, out, overrides) as (pipeline, current):
-        pipeline.train(current)
-        results = pipeline.evaluate(current)
-        pipeline.save_config(current, replace=True)  # not before every stage has accepted them
+        if current.config.rounds > 1:
+            from ssb_jax.rounds import run_rounds
+
+            for number, results in enumerate(run_rounds(current.config, out), 1):
+                note(f"round {number}")
+                print_results(results)
+            return
+        results = pipeline.run_all(current)
         _print_funnel(pipeline.survey(current))
         print_results(results)
 

@@ -341,6 +341,8 @@ class Config(Section):
     method: Method = "ssb"
     """`ssb`; `ssb-torch`, the same by the published trainer in PyTorch; `sft`: cross-entropy on the hinted solutions;
     `rft`: cross-entropy on the base model's own right answers to the bare question; `grpo`: see there."""
+    rounds: Count = 1
+    """The student of a round, merged, is the base of the next."""
     model: Model
     questions: Data
     prompts: Prompts = Prompts()

@@ -13,7 +13,7 @@ batch sizes of forward passes, logging) are not part of what a folder is made fr
 
 from ssb_jax.pipeline.evaluation import evaluate
 from ssb_jax.pipeline.funnel import funnel, funnel_of
-from ssb_jax.pipeline.methods import reinforce, survey, train
+from ssb_jax.pipeline.methods import reinforce, run_all, survey, train
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, roll_out, teach
 from ssb_jax.pipeline.run import Run, load_questions, save_config
 from ssb_jax.pipeline.student import distil, make_targets
@@ -30,6 +30,7 @@ __all__ = [
     "make_targets",
     "reinforce",
     "roll_out",
+    "run_all",
     "save_config",
     "survey",
     "teach",

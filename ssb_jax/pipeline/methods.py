@@ -11,9 +11,10 @@ from ssb_jax import hosts
 from ssb_jax.answering import load_rollouts
 from ssb_jax.artifacts import Manifest, read_jsonl, read_manifest, write_jsonl
 from ssb_jax.config import SsbError
+from ssb_jax.pipeline.evaluation import evaluate
 from ssb_jax.pipeline.funnel import funnel
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, refuse_other_number_of_pairs, verify_block
-from ssb_jax.pipeline.run import Run, blocks, completed, load_questions, prompt_identity, settings_of
+from ssb_jax.pipeline.run import Run, blocks, completed, load_questions, prompt_identity, save_config, settings_of
 from ssb_jax.pipeline.student import distil, make_targets
 from ssb_jax.records import Outcome, Pair, Question, Verdict
 from ssb_jax.stages import grpo
@@ -39,6 +40,15 @@ def train(run: Run) -> Manifest:
         return distil_in_torch(run)
     make_targets(run)
     return distil(run)
+
+
+def run_all(run: Run) -> dict[str, dict]:
+    """From questions to the evaluation, whose results it returns; complete stages are skipped."""
+    save_config(run, replace=False)
+    train(run)
+    results = evaluate(run)
+    save_config(run, replace=True)  # not before every stage has accepted them
+    return results
 
 
 def survey(run: Run) -> dict[str, int]:
