@@ -221,7 +221,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def training_folder(run_folder: Path, config: Config) -> Path:
     """Where the adapter of a run is trained, and then is."""
-    return run_folder / ("grpo" if config.method == "grpo" else "distillation")
+    return run_folder / (config.method if config.method in ("grpo", "on-policy") else "distillation")
 
 
 @lru_cache(maxsize=1 << 16)

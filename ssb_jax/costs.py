@@ -97,6 +97,8 @@ def run_cost(folder: Path, *, devices: int = 1) -> Cost | None:
     shape = read_config(resolve_model(config.model.path, config.model.revision))
     if config.method == "grpo":
         return _grpo_cost(folder, config, shape, seconds=devices * float(trained.counts["seconds"]))
+    if config.method == "on-policy":
+        return _on_policy_cost(folder, config, shape, seconds=devices * _seconds(folder, trained, targets=False))
     pairs = read_jsonl(folder / "pairs" / "pairs.jsonl", Pair)
     rollouts = _generated(folder, "rollouts")
     asked = [*rollouts, *_generated(folder, "teaching")]
@@ -188,6 +190,28 @@ def _grpo_cost(folder: Path, config: Config, shape: ModelConfig, *, seconds: flo
     return Cost(
         questions=len({key for step in asked for key in step}),
         generated_tokens=sum(reply for _, reply in answers),
+        flops=flops,
+        device_seconds=seconds,
+    )
+
+
+def _on_policy_cost(folder: Path, config: Config, shape: ModelConfig, *, seconds: float) -> Cost:
+    """Rollouts for the hints, answers, the teacher's pass over them after the hinted prompt, the updates."""
+    steps = sorted((training_folder(folder, config) / "answers").glob("step-*.jsonl"))
+    asked = _generated(folder, "rollouts")
+    for path in steps:
+        step: dict[str, tuple[int, list[int]]] = {}
+        for pair in read_jsonl(path, Pair):
+            prompt, reply = len(pair.student_prompt_ids), len(pair.reply_ids) - pair.teacher_stop
+            step.setdefault(pair.question, (prompt, []))[1].append(reply)
+        asked += step.values()
+    pairs = [pair for path in steps for pair in read_jsonl(path, Pair)]
+    lengths = [(len(pair.student_prompt_ids), len(pair.reply_ids)) for pair in pairs]
+    flops = generation_flops(shape, asked) + training_flops(shape, lengths, lora=config.lora)
+    flops += scoring_flops(shape, [(len(pair.teacher_prompt_ids), len(pair.reply_ids)) for pair in pairs])
+    return Cost(
+        questions=len(_generated(folder, "rollouts")),
+        generated_tokens=sum(sum(replies) for _, replies in asked),
         flops=flops,
         device_seconds=seconds,
     )

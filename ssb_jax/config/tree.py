@@ -25,7 +25,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-Method = Literal["ssb", "ssb-torch", "sft", "rft", "grpo"]
+Method = Literal["ssb", "ssb-torch", "sft", "rft", "grpo", "on-policy"]
 
 
 class Model(Section):
@@ -214,11 +214,8 @@ class Distillation(Section):
     wandb_project: str | None = None
 
 
-class Grpo(Sampling):
-    """Method `grpo`: the policy answers, its own answers are graded, and better ones than their group's mean become
-    likelier. What the optimizer needs and is not named here (betas, weight_decay, max_grad_norm, remat, ...) is taken
-    from `distillation`.
-    """
+class OwnAnswers(Sampling):
+    """A student that learns from what it answers itself, step by step."""
 
     temperature: Positive = 1.0
     """Of sampling; log-probabilities are taken at the same temperature."""
@@ -227,12 +224,22 @@ class Grpo(Sampling):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Fraction = 0.0
     repetition_penalty: Positive = 1.0
-    group_size: Annotated[int, Field(ge=2)] = 4
+    group_size: Count = 4
     """Answers to a question."""
     batch_questions: Count = 4
     """Questions in a step; `batch_questions * group_size` answers."""
     epochs: Count = 1
     """How often each question is asked."""
+    checkpoint_every: Count = 1
+    """Steps between checkpoints."""
+
+
+class Grpo(OwnAnswers):
+    """Method `grpo`: the policy's answers are graded, and better ones than their group's mean become likelier. What the
+    optimizer needs and is not named here (betas, weight_decay, max_grad_norm, remat, ...) is taken from `distillation`.
+    """
+
+    group_size: Annotated[int, Field(ge=2)] = 4
     updates: Count = 1
     """Optimizer updates on the same answers."""
     clip: NotNegative = 0.2
@@ -252,8 +259,20 @@ class Grpo(Sampling):
     learning_rate: Positive = 1e-5
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    checkpoint_every: Count = 1
-    """Steps between checkpoints."""
+
+
+class OnPolicy(OwnAnswers):
+    """Method `on-policy`: the hinted teacher scores the student's own answers to the mixed questions. Loss, optimizer
+    and its settings are those of `distillation`.
+    """
+
+    group_size: Count = 1
+    teacher: Literal["base", "ema", "refreshed"] = "base"
+    """The base model; a slow average of the student; or the student as it was at the last refresh."""
+    teacher_rate: Fraction = 0.05
+    """`ema`: the average moves by this share of the way to the student at each step."""
+    teacher_every: Count = 50
+    """`refreshed`: steps between refreshes."""
 
 
 class Study(Section):
@@ -340,7 +359,7 @@ class Config(Section):
     seed: int = 0
     method: Method = "ssb"
     """`ssb`; `ssb-torch`, the same by the published trainer in PyTorch; `sft`: cross-entropy on the hinted solutions;
-    `rft`: cross-entropy on the base model's own right answers to the bare question; `grpo`: see there."""
+    `rft`: cross-entropy on the base model's own right answers; `grpo` and `on-policy`: see there."""
     rounds: Count = 1
     """The student of a round, merged, is the base of the next."""
     model: Model
@@ -353,6 +372,7 @@ class Config(Section):
     lora: Lora = Lora()
     distillation: Distillation = Distillation()
     grpo: Grpo = Grpo()
+    on_policy: OnPolicy = OnPolicy()
     evaluation: Evaluation = Evaluation()
     mesh: Mesh = Mesh()
     engine: Engine = Engine()

@@ -13,11 +13,11 @@ from ssb_jax.artifacts import Manifest, read_jsonl, read_manifest, write_jsonl
 from ssb_jax.config import SsbError
 from ssb_jax.pipeline.evaluation import evaluate
 from ssb_jax.pipeline.funnel import funnel
-from ssb_jax.pipeline.pairs import load_pairs, make_pairs, refuse_other_number_of_pairs, verify_block
+from ssb_jax.pipeline.pairs import load_pairs, make_pairs, refuse_other_number_of_pairs, roll_out, verify_block
 from ssb_jax.pipeline.run import Run, blocks, completed, load_questions, prompt_identity, save_config, settings_of
-from ssb_jax.pipeline.student import distil, make_targets
-from ssb_jax.records import Outcome, Pair, Question, Verdict
-from ssb_jax.stages import grpo
+from ssb_jax.pipeline.student import SPEED_OF_DISTILLATION, distil, make_targets
+from ssb_jax.records import Hint, Outcome, Pair, Question, Verdict
+from ssb_jax.stages import grpo, on_policy
 from ssb_jax.stages.teaching import make_pair
 
 
@@ -32,6 +32,8 @@ def train(run: Run) -> Manifest:
     match run.config.method:
         case "grpo":
             return reinforce(run)
+        case "on-policy":
+            return distil_on_policy(run)
         case "rft":
             make_own_pairs(run)
         case _:
@@ -140,6 +142,43 @@ def reinforce(run: Run) -> Manifest:
         made_from,
         lambda: grpo.run(members, config=config, folder=folder, workspace=run.workspace),
         patterns=("metrics.jsonl", "adapter/*", "trials/*"),
+    )
+
+
+def distil_on_policy(run: Run) -> Manifest:
+    """Method `on-policy`: distils on the student's own answers to the first `teaching.max_pairs` mixed questions."""
+    roll_out(run)
+    hints, members, sources = {}, [], []
+    for block, questions in blocks(run):
+        source = read_manifest(run.block_folder(block, "hints"))
+        if source is not None:
+            sources.append(source.digest)
+            rows = read_jsonl(run.block_folder(block, "hints") / "hints.jsonl", Hint)
+            hints |= {hint.question_id: hint for hint in rows if hint.dropped is None}
+            members += [question for question in questions if question.id in hints]
+    members = members[: run.config.teaching.max_pairs]
+    if not members:
+        raise SsbError("on-policy: no question has both a right and a wrong rollout; raise rollouts.num_samples")
+    config, folder = run.config, run.training_folder
+    made_from = {
+        "hints": sources,
+        "questions": [question.id for question in members],
+        "model": run.workspace.model_identity,
+        "prompts": {
+            **prompt_identity(run, "system", "question", "hinted", "examples"),
+            "teach_stop": config.prompts.teach_stop,
+        },
+        "seed": config.seed,
+        "lora": settings_of(config.lora),
+        "distillation": settings_of(config.distillation, leave_out=SPEED_OF_DISTILLATION),
+        **settings_of(config.on_policy, leave_out=("checkpoint_every",)),
+    }
+    return completed(
+        folder,
+        "on-policy",
+        made_from,
+        lambda: on_policy.run(members, hints, config=config, folder=folder, workspace=run.workspace),
+        patterns=("metrics.jsonl", "adapter/*", "answers/*"),
     )
 
 

@@ -6,7 +6,7 @@ from ssb_jax.pipeline.pairs import load_pairs
 from ssb_jax.pipeline.run import Run, completed, settings_of
 from ssb_jax.stages import distillation, targets
 
-_SPEED_OF_DISTILLATION = (
+SPEED_OF_DISTILLATION = (
     *("tensorboard", "wandb_project", "checkpoint_every", "keep_checkpoints", "on_nan"),
     *("remat", "chunk_tokens", "packing", "micro_batch"),
 )
@@ -44,7 +44,7 @@ def distil(run: Run) -> Manifest:
         "lora": config.lora.model_dump(mode="json"),
         **settings_of(
             config.distillation,
-            leave_out=_SPEED_OF_DISTILLATION,
+            leave_out=SPEED_OF_DISTILLATION,
         ),
     }
     return completed(

@@ -21,6 +21,7 @@ from ssb_jax.model.lora import Lora
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.training.batches import Batch, Example, collate
 from ssb_jax.training.layout import Grid, Shape, place
+from ssb_jax.training.plan import Targets
 from ssb_jax.training.step import TrainState, reply_states
 
 
@@ -52,13 +53,18 @@ PolicyStep = Callable[..., tuple[TrainState, PolicyNumbers]]
 
 
 def policy_batch(
-    examples: Sequence[Example], weights: Sequence[Float[np.ndarray, "R"]], *, grid: Grid, pad_id: int
+    examples: Sequence[Example],
+    weights: Sequence[Float[np.ndarray, "R"]],
+    *,
+    grid: Grid,
+    pad_id: int,
+    targets: Targets | None = None,
 ) -> Batch:
-    """The arrays of answers that were just sampled; the reference takes the teacher's place on the device."""
+    """The arrays of answers that were just sampled, in one of few shapes; without targets the teacher is empty."""
     placement, need = place([e.tokens for e in examples], [len(e.reply) for e in examples], grid)
     return collate(
         examples,
-        lambda pair: np.zeros((len(pair.reply_ids), 0), np.float32),
+        targets or (lambda pair: np.zeros((len(pair.reply_ids), 0), np.float32)),
         placement=placement,
         shape=_roomy(need, grid),
         grid=grid,
@@ -75,6 +81,12 @@ def _roomy(need: Shape, grid: Grid) -> Shape:
     length = 1 << (need.length - 1).bit_length()
     replies = -(-rows // grid.groups * length // grid.chunk) * grid.chunk
     return Shape(need.micros, rows, length, max(replies, need.replies))
+
+
+def states_by_example(states: Float[np.ndarray, "M groups P D"], batch: Batch) -> list[Float[np.ndarray, "R D"]]:
+    """Of each example of a batch, the states that predict its reply."""
+    filled = batch.info.length > 0
+    return [states[filled & (batch.example == i)] for i in range(int(batch.example.max()) + 1)]
 
 
 def make_score(*, temperature: float, chunk: int) -> Callable[[Transformer, Lora | None, Batch], Scored]:
