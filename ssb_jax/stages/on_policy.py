@@ -152,7 +152,7 @@ def _targets(
     for pair in pairs:
         if (length := len(pair.teacher_prompt_ids) + len(pair.reply_ids)) > limit:
             raise SsbError(
-                f"{pair.question_id}: hinted prompt and answer have {length} tokens, the model's context {limit}; lower "
+                f"{pair.question_id}: hinted prompt and answer have {length} tokens, the context {limit}; lower "
                 "rollouts.max_new_tokens and on_policy.max_new_tokens"
             )
     grid, nothing = _grid(workspace), [np.zeros(len(pair.reply_ids), np.float32) for pair in pairs]
