@@ -116,7 +116,7 @@ def test_loss_ratio_and_kl_are_trls(normalisation, clip, beta, micro_batch):
         temperature=TEMPERATURE,
         max_new_tokens=MOST,
     )
-    now, old = shifted(0.2), shifted(0.15)
+    now, old = shifted(0.08), shifted(0.06)
     ours = our_numbers(now, old, gains, settings, micro_batch=micro_batch)
     loss, ratio, kl = torch_loss(
         logits_of(now), logits_of(old), logits_of(None), gains, clip=clip, beta=beta, normalisation=normalisation
@@ -126,7 +126,7 @@ def test_loss_ratio_and_kl_are_trls(normalisation, clip, beta, micro_batch):
 
 
 def test_the_first_update_has_ratio_one_and_the_gradient_of_the_dense_formula():
-    lora, gains = shifted(0.2), torch_advantages(REWARDS).flatten()
+    lora, gains = shifted(0.08), torch_advantages(REWARDS).flatten()
     ours = our_numbers(lora, None, gains, Grpo(temperature=TEMPERATURE, max_new_tokens=MOST))
     assert ours.ratio == 1
     assert ours.clipped == 0
