@@ -6,7 +6,6 @@
 Each round asks, hints, teaches and evaluates anew with the model it starts from, so its `base` is the round before.
 """
 
-import shutil
 from pathlib import Path
 
 from ssb_jax import pipeline
@@ -35,10 +34,8 @@ def _run_round(config: Config, place: Path) -> dict[str, dict]:
 
 
 def _merged(place: Path) -> Path:
-    """The round's student as a checkpoint of its own; the folder appears with all its files, or not at all."""
-    merged, parts = place / "merged", place / ".merged.part"
+    """The round's student as a checkpoint of its own."""
+    merged = place / "merged"
     if not merged.exists():
-        shutil.rmtree(parts, ignore_errors=True)
-        export(place, merged=parts)
-        parts.rename(merged)
+        export(place, merged=merged)
     return merged

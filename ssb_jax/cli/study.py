@@ -4,13 +4,17 @@ from pathlib import Path
 
 import click
 
+from ssb_jax.cli.compare import compare
 from ssb_jax.cli.group import in_run_folder, use_compilation_cache
 from ssb_jax.config import SsbError, load_config
 
 
 @in_run_folder
 def study(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
-    """Run the grid of runs that the section `study` names; finished ones are skipped."""
+    """Run the grid that the section `study` names, and compare; finished runs are skipped.
+
+    The comparison goes to study.csv, study.json and study.svg in the study's folder too.
+    """
     from ssb_jax.artifacts import owning
 
     try:
@@ -21,4 +25,6 @@ def study(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
         use_compilation_cache(settings)
         from ssb_jax.study import run_study
 
-        run_study(settings, out)
+        folders = run_study(settings, out)
+    files = {name: out / f"study.{ending}" for name, ending in (("csv", "csv"), ("json", "json"), ("figure", "svg"))}
+    compare.callback(tuple(folders), reach=None, against=None, **files)
