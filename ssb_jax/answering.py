@@ -165,7 +165,13 @@ def _read_parts(folder: Path) -> list[Rollout]:
 
 
 def _generate_retrying(
-    requests: list[Request], *, attempts: int, seed: int, lora: Lora | None, workspace: Workspace, log: EngineLog
+    requests: list[Request],
+    *,
+    attempts: int,
+    seed: int,
+    lora: Lora | None,
+    workspace: Workspace,
+    log: EngineLog | None = None,
 ) -> Iterator[Completion]:
     """Yields one completion a sample; failed ones are tried again, with other random numbers, before they count."""
     by_id = {request.id: request for request in requests}
@@ -178,13 +184,14 @@ def _generate_retrying(
             lora=lora,
             settings=workspace.config.engine,
             mesh=workspace.mesh,
-            on_stats=log.update,
+            on_stats=None if log is None else log.update,
         ):
             if completion.stop is StopReason.FAILED and attempt + 1 < attempts:
                 failed.setdefault(completion.id, []).append(completion.sample)
             else:
                 yield completion
-        log.end_call()
+        if log is not None:
+            log.end_call()
         requests = [replace(by_id[key], samples=tuple(sorted(samples))) for key, samples in failed.items()]
         if not requests:
             return

@@ -8,7 +8,7 @@ Each round asks, hints, teaches and evaluates anew with the model it starts from
 
 from pathlib import Path
 
-from ssb_jax import pipeline
+from ssb_jax import hosts, pipeline
 from ssb_jax.artifacts import owning
 from ssb_jax.config import Config, config_from_dict
 from ssb_jax.console import note
@@ -18,6 +18,7 @@ from ssb_jax.workspace import Workspace
 
 def run_rounds(config: Config, folder: Path) -> list[dict[str, dict]]:
     """Runs `config.rounds` rounds, continuing where a cut-off call stopped; returns each one's evaluation."""
+    hosts.refuse_many("a run of several rounds")
     results, model = [], config.model.model_dump()
     for number in range(1, config.rounds + 1):
         note(f"round {number} of {config.rounds}")

@@ -6,7 +6,7 @@ devices, and written to files of its own; distillation is one program over all d
 folder. A run of one process goes the same ways, and none of this costs it anything.
 """
 
-from ssb_jax.hosts.group import count, gather, index, is_first, joined, on_first, refuse_unseen, share
+from ssb_jax.hosts.group import count, gather, index, is_first, joined, on_first, refuse_many, refuse_unseen, share
 from ssb_jax.hosts.stopping import STOPPED, stopping_between_steps, stopping_on_sigterm
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "is_first",
     "joined",
     "on_first",
+    "refuse_many",
     "refuse_unseen",
     "share",
     "stopping_between_steps",

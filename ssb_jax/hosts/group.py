@@ -109,6 +109,16 @@ def on_first(make: Callable[[], T]) -> T:
     return gather(make() if is_first() else None)[0]
 
 
+def refuse_many(what: str) -> None:
+    """For what is written by one process and does not know of others.
+
+    Raises:
+      SsbError: there are others.
+    """
+    if count() > 1:
+        raise SsbError(f"{what} runs as one process, not {count()}; unset {COORDINATOR}")
+
+
 def refuse_unseen(folder: Path) -> None:
     """Checks that all processes see the same folder.
 

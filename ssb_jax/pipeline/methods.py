@@ -27,8 +27,8 @@ def train(run: Run) -> Manifest:
     Raises:
       SsbError: also where the method does not know many processes.
     """
-    if hosts.count() > 1 and run.config.method in ("grpo", "ssb-torch"):
-        raise SsbError(f"method {run.config.method} runs as one process, not {hosts.count()}; unset SSB_COORDINATOR")
+    if run.config.method in ("grpo", "on-policy", "ssb-torch"):
+        hosts.refuse_many(f"method {run.config.method}")
     match run.config.method:
         case "grpo":
             return reinforce(run)
