@@ -123,6 +123,7 @@ def killed_run(folder: Path, dice: random.Random) -> list[str]:
             if reached(process, folder, stage, dice.randint(earliest, latest)):
                 kill(process, who, dice)
                 done.append(f"{who} in {stage}")
+                print(f"killed {done[-1]}", file=sys.stderr, flush=True)
             if process.poll() is not None:
                 process = launch(folder, 2)
     assert process.wait() == 0, Path(f"{folder}.log").read_text()[-2000:]
