@@ -280,8 +280,8 @@ class Harness:
             self.seconds = time.monotonic() - started
             if status != 0:
                 raise SystemExit(f"the uninterrupted run failed:\n{Path(f'{folder}.log').read_text()}")
-        lines = Path(f"{self.root / 'straight'}.operations").read_text().splitlines()
-        self.operations = Counter(tuple(line.split(" ")) for line in lines)
+        operations = Path(f"{self.root / 'straight'}.operations").read_text()
+        self.operations = Counter(tuple(line.split(" ")) for line in operations.splitlines())
         self.straight = content(self.root / "straight")
 
     def attempt(self, folder: Path, fault: str) -> bool:
@@ -339,18 +339,17 @@ class Harness:
                 cut_last_line(folder, self.rng)
         tally.wrong += [f"after {fault}: {problem}" for problem in check_folder(folder)]
 
-    def run(self, kills: int) -> Tally:
-        """Goes on until there were so many kills and the last run is complete."""
+    def run(self, kills: int, minutes: float) -> Tally:
+        """Goes on until there were so many kills or minutes, and the last run is complete."""
         self.measure()
-        while self.tally.kills < kills and len(self.tally.wrong) < 10:
+        end = time.monotonic() + 60 * minutes
+        while self.tally.kills < kills and len(self.tally.wrong) < 10 and time.monotonic() < end:
             folder = self.root / f"run-{self.tally.runs:03d}"
             done = False
             while not done:
-                enough = self.tally.kills >= kills
+                enough = self.tally.kills >= kills or time.monotonic() > end
                 fault = "none" if enough else self.rng.choices(list(FAULTS), list(FAULTS.values()))[0]
                 done = self.attempt(folder, fault)
-                if len(self.tally.wrong) >= 10:
-                    return self.tally
             self.tally.runs += 1
             found = content(folder)
             different = [n for n in self.straight.keys() | found.keys() if found.get(n) != self.straight.get(n)]
@@ -372,12 +371,12 @@ def compile_everything_once(root: Path) -> None:
     group.use_compilation_cache = cached
 
 
-def run_faults(root: Path, *, kills: int, seed: int) -> dict:
+def run_faults(root: Path, *, kills: int, minutes: float, seed: int) -> dict:
     """The whole scripted run; returns its figures."""
     started = time.monotonic()
     compile_everything_once(root)
     harness = Harness(root, seed)
-    tally = harness.run(kills)
+    tally = harness.run(kills, minutes)
     return {
         "kills": tally.kills,
         "faults": dict(tally.faults),
@@ -393,9 +392,10 @@ def run_faults(root: Path, *, kills: int, seed: int) -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        report = run_faults(Path(temporary), kills=arguments.kills, seed=arguments.seed)
+        report = run_faults(Path(temporary), **vars(arguments))
     print(json.dumps(report, indent=1))
     sys.exit(bool(report["wrong"]))

@@ -85,7 +85,7 @@ def same_or_refused(folder, good, data, load, name, strategy):
 
 
 @given(st.data())
-@fuzz(40)
+@fuzz(25)
 def test_a_safetensors_file_that_lies_is_refused_by_name(model_folder, data):
     path = model_folder / "model.safetensors"
     loaded = same_or_refused(
@@ -108,7 +108,7 @@ def test_a_broken_model_configuration_is_refused_or_another_sound_one(model_fold
 
 
 @given(st.data())
-@fuzz(60)
+@fuzz(25)
 def test_a_broken_index_of_shards_is_refused(model_folder, data):
     index = model_folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": {"a": "model.safetensors"}}))

@@ -28,7 +28,7 @@ def as_yaml(value) -> bytes:
 
 
 @given(st.one_of(broken_bytes(TINY), broken_json(VALUES).map(as_yaml)))
-@fuzz(60)
+@fuzz(40)
 def test_broken_settings_are_one_error_or_sound_settings(tmp_path, content):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
@@ -40,7 +40,7 @@ def test_broken_settings_are_one_error_or_sound_settings(tmp_path, content):
 
 
 @given(st.lists(st.text(max_size=20).map(lambda x: f"--{x}") | st.text(max_size=10), max_size=3))
-@fuzz(60)
+@fuzz(20)
 def test_any_overrides_are_one_error_or_settings(overrides):
     found = refused(lambda: load_config(ROOT / "configs/tiny.yaml", overrides), "")
     assert found is None or isinstance(found, Config)

@@ -40,7 +40,13 @@ def command(folder, *more):
 
 
 # One device: the tests' own process has eight virtual ones, and threads of eight on two cores crawl.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+# The tokens are what nothing may write down.
+TOKENS = {
+    "HF_TOKEN": "hf_notatokenbutlookslikeone0123456789",
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "AWS_SECRET_ACCESS_KEY": "not/a/secret+but+looks+like+one+0123456789",
+}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | TOKENS
 
 
 def run(folder, *more):
@@ -81,6 +87,7 @@ def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight") / "run"
     result = run(folder)
     assert result.returncode == 0, result.stderr
+    (folder.parent / "output.txt").write_text(result.stdout + result.stderr)
     return folder, result.stdout
 
 
@@ -150,6 +157,16 @@ def test_manifests_say_what_the_engine_did(straight):
         assert engine["new_tokens"] == sum(len(row.token_ids) for row in rows) + engine["end_of_turn"]
         assert 0 < engine["occupancy"] <= 1
         assert engine["tokens_per_second"] > 0
+
+
+def test_no_token_of_the_environment_is_written_anywhere(straight):
+    """Not in settings, logs, manifests, checkpoints or results, not on the screen."""
+    files = [path for path in straight[0].parent.rglob("*") if path.is_file()]
+    assert len(files) > 40
+    for path in files:
+        content = path.read_bytes().lower()
+        for name, token in TOKENS.items():
+            assert token.lower().encode() not in content, f"{name} is in {path}"
 
 
 def test_results_hold_every_row(straight):

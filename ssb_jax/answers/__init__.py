@@ -29,7 +29,8 @@ Pairs are written gold answer first.
 | letters after a number | units only after a space, against a number | `5` `5 m` | `5` `5m` |
 | other words around a number | dropped, unless they change it | `18` `18 \text{ eggs}` | `18` `\text{not } 18` |
 | scale words | multiply | `3 \text{ million}` `3000000` | `3 \text{ million}` `3` |
-| degrees | `^\circ` is a unit | `90^\circ` `90` | |
+| degrees | `^\circ` is a unit, or pi/180 | `90^\circ` `90`, `60^\circ` `\frac{\pi}{3}` | `60^\circ` `\frac{\pi}{4}` |
+| times, ratios | as they stand | `2:45` `2{:}45`, `3:5` `3 \text{ to } 5` | `6:30 pm` `6:30 am` |
 | bases | digits and base are compared; a base missing on one side is not | `52_8` `52` | `52_8` `52_9`, `52_8` `42` |
 | tuples, vectors | order counts | `(1, 2)` `(1,2)` | `(1,2)` `(2,1)` |
 | sets, bare lists | order does not count; sets ignore repetition | `\{1,2\}` `2, 1` | `(1,2)` `\{1,2\}` |

@@ -23,7 +23,7 @@ _CHOICE = re.compile(
 _CHOICE_THEN = re.compile(
     r"^(?:\\text\{)?\s*(?:option|choice|answer)?:?\s*(?:\(\s*([A-J])\s*\)|([A-J])[).])\s*:?\s*\}?[.:]?\s*(\S.*)$"
 )
-_ANOTHER = re.compile(r"[,;&/]|(?:\\text\{\s*)?(?:or|and)\b")  # (B) or (C)
+_ANOTHER = re.compile(r"^(?:[,;&/]|(?:\\text\{\s*)?(?:or|and)\b)|[,;&/]\s*\([A-J]\)")  # (B) or (C)
 _TIGHT_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9]|,[0-9])")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")  # 3 to 5, a ratio
 _DECIMAL_COMMA = re.compile(r"^(-?[0-9]+),([0-9]{1,2}|[0-9]{4,})(?![0-9,])")
@@ -93,7 +93,7 @@ def compare_choices(gold: str, answer: str) -> Match | None:
 def _choice(text: str) -> tuple[str, str]:
     if match := _CHOICE.match(text):
         return match.group(2).upper(), ""
-    if (match := _CHOICE_THEN.match(text)) and not _ANOTHER.match(match.group(3)):
+    if (match := _CHOICE_THEN.match(text)) and not _ANOTHER.search(match.group(3)):
         return match.group(1) or match.group(2), match.group(3).removesuffix("}") if "\\text{" in text[
             :8
         ] else match.group(3)
