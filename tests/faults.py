@@ -200,9 +200,10 @@ def check_folder(folder: Path) -> list[str]:
 
 def content(folder: Path) -> dict[str, str]:
     """Name -> digest of everything in a run folder that must not depend on interruptions."""
-    found: dict[str, object] = {}
-    for path in sorted(folder.rglob("part-*.jsonl")):
-        found[str(path.relative_to(folder))] = sorted(map(repr, read_jsonl(path, Rollout)))
+    found: dict[str, object] = {
+        str(path.relative_to(folder)): sorted(map(repr, read_jsonl(path, Rollout)))
+        for path in folder.rglob("part-*.jsonl")
+    }
     for pattern in ("verdicts.jsonl", "hints.jsonl", "lessons.jsonl", "pairs.jsonl", "questions.jsonl"):
         for path in sorted(folder.rglob(pattern)):
             found[str(path.relative_to(folder))] = path.read_bytes()
@@ -216,9 +217,6 @@ def content(folder: Path) -> dict[str, str]:
     found["adapter"] = (folder / "distillation/adapter/adapter_model.safetensors").read_bytes()
     found["results"] = json.loads((folder / "evaluation/results.json").read_text())["sets"]
     return {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in found.items()}
-
-
-# ---- the faults
 
 
 def open_stages(folder: Path) -> list[str]:
@@ -257,10 +255,8 @@ def kill_a_grader(pid: int, rng: random.Random) -> bool:
 
 
 def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
 class Harness:
@@ -313,7 +309,7 @@ class Harness:
         return status == 0
 
     def _second(self, folder: Path) -> None:
-        """Another run on the same folder must be refused, with the owner's name, and touch nothing."""
+        """Another run on the same folder must be refused, with the owner's name."""
         other = self.root / f"{folder.name}-second"
         if not (folder / ".owner").exists():
             return  # the first has not come as far as its lock
@@ -329,7 +325,7 @@ class Harness:
         if status not in expected or "Traceback" in log or (status == 1 and log.count("Error: ") != 1):
             tally.wrong.append(f"{folder}: {fault}: exit status {status}: {log[-600:]}")
         if fault == "none" and status != 0:
-            tally.wrong.append(f"{folder}: a run that nothing befell ended with status {status}")
+            raise SystemExit(f"{folder}: a run that nothing befell ended with status {status}: {log}")
         if status != 0:
             stage = working_in(folder)
             tally.faults[fault] += 1
@@ -343,13 +339,15 @@ class Harness:
         """Goes on until there were so many kills or minutes, and the last run is complete."""
         self.measure()
         end = time.monotonic() + 60 * minutes
-        while self.tally.kills < kills and len(self.tally.wrong) < 10 and time.monotonic() < end:
-            folder = self.root / f"run-{self.tally.runs:03d}"
-            done = False
+
+        def enough() -> bool:
+            return self.tally.kills >= kills or len(self.tally.wrong) >= 10 or time.monotonic() > end
+
+        while not enough():
+            folder, done = self.root / f"run-{self.tally.runs:03d}", False
             while not done:
-                enough = self.tally.kills >= kills or time.monotonic() > end
-                fault = "none" if enough else self.rng.choices(list(FAULTS), list(FAULTS.values()))[0]
-                done = self.attempt(folder, fault)
+                befalls = self.rng.choices(list(FAULTS), list(FAULTS.values()))[0]
+                done = self.attempt(folder, "none" if enough() else befalls)
             self.tally.runs += 1
             found = content(folder)
             different = [n for n in self.straight.keys() | found.keys() if found.get(n) != self.straight.get(n)]
