@@ -282,11 +282,11 @@ class Harness:
 
     def attempt(self, folder: Path, fault: str) -> bool:
         """One try under a fault; whether the run came to its end."""
-        rng, delay = self.rng, self.rng.uniform(0.05, 0.7) * self.seconds
+        rng, delay = self.rng, self.rng.uniform(0.05, 0.6) ** 1.5 * self.seconds
         prepare: Callable[[], None] = lambda: None  # noqa: E731
         if fault in ("operation", "fsync"):
             what = "fsync" if fault == "fsync" else None
-            stage = rng.choice(open_stages(folder))
+            stage = min(open_stages(folder), key=lambda stage: (self.tally.stages[stage], rng.random()))
             count = sum(n for (event, here), n in self.operations.items() if here == stage and what in (None, event))
             act = fail if fault == "fsync" else die
             prepare = at_operation(folder, rng.randint(1, max(1, count)), stage, what, act)

@@ -97,6 +97,21 @@ def test_the_pool_survives_the_death_of_its_nursery():
         assert pool.facts.nursery_starts == 2
 
 
+def test_a_nursery_killed_while_it_starts_is_started_again(monkeypatch):
+    real, starts = GraderPool._start, []
+
+    def start(self):
+        real(self)
+        starts.append(self._nursery.pid)
+        if len(starts) == 1:
+            os.kill(self._nursery.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(GraderPool, "_start", start)
+    with GraderPool(workers=1) as pool:
+        assert pool.grade(*ALGEBRA).outcome is Outcome.CORRECT
+        assert len(starts) == 2
+
+
 def test_memory_is_limited():
     with GraderPool(workers=1, time_limit=20, memory_limit=400 << 20) as pool:
         grade = pool.grade(r"\boxed{((2^{9999})^{9999})^{99}}", "42")

@@ -26,6 +26,7 @@ from typing import TypeVar
 
 from ssb_jax.answers.grading import Grade, grade_cheaply
 from ssb_jax.answers.worker import SETUP_FAILED
+from ssb_jax.config import SsbError
 from ssb_jax.records import Outcome
 
 Key = TypeVar("Key", bound=Hashable)
@@ -36,6 +37,7 @@ _MAX_DEFAULT_WORKERS = 16
 _LOOK_AHEAD = 64  # responses a worker
 _NURSERY = "from ssb_jax.answers.worker import main; raise SystemExit(main())"
 _GRACE = 0.02  # seconds after which an answer whose grader its own timer did not end is given up from here
+_MOST_STARTS = 3
 _START_LIMIT = 120.0  # seconds for importing sympy on a machine under load
 
 
@@ -96,8 +98,7 @@ class GraderPool:
         self.facts = PoolFacts()
 
     def __enter__(self) -> "GraderPool":
-        self._start()
-        self._await_graders()
+        self._open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -226,6 +227,14 @@ class GraderPool:
     def _timed_out(self, entry: _Entry) -> Grade:
         return Grade(Outcome.TIMEOUT, entry.extracted, f"time limit {self._time_limit:g} s")
 
+    def _open(self) -> None:
+        """Starts the graders; again, where somebody kills them meanwhile."""
+        for _ in range(_MOST_STARTS):
+            self._start()
+            if self._await_graders():
+                return
+        raise SsbError(f"the graders were killed {_MOST_STARTS} times while they started; is there enough memory?")
+
     def _start(self) -> None:
         pairs = [socket.socketpair() for _ in range(self._workers)]
         settings = {
@@ -252,15 +261,21 @@ class GraderPool:
             self._selector.register(ours, selectors.EVENT_READ, slot)
         self.facts.nursery_starts += 1
 
-    def _await_graders(self) -> None:
-        """Waits until graders are ready, so that the first verdict comes back as fast as the others."""
+    def _await_graders(self) -> bool:
+        """Waits until graders are ready, so that the first verdict comes back as fast as the others.
+
+        Returns whether they are; not when their nursery was killed.
+        """
         deadline = time.monotonic() + _START_LIMIT
         while any(slot.pid is None for slot in self._slots):
             if self._nursery.poll() is not None or time.monotonic() > deadline:
                 self._stop()
+                if self._nursery.returncode == -signal.SIGKILL and time.monotonic() < deadline:
+                    return False
                 cause = "memory_limit is too small" if self._nursery.returncode == SETUP_FAILED else "see above"
                 raise RuntimeError(f"the graders do not start (exit status {self._nursery.returncode}): {cause}")
             self._read_messages(0.1)
+        return True
 
     def _stop(self) -> None:
         for slot in self._slots:
@@ -284,8 +299,7 @@ class GraderPool:
                 entry.grade = Grade(Outcome.FAILED, entry.extracted, "the grading process died twice on this answer")
             else:
                 waiting.appendleft(entry)
-        self._start()
-        self._await_graders()
+        self._open()
 
 
 def _by_accident(signal_number: int) -> bool:
