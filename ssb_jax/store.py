@@ -2,19 +2,25 @@
 
     store.json              what all examples share: encoding, dtype, fingerprints of head and model
     index-00000.json        where each example lies, and the hash of its tokens; replaced after each shard
-    00000-00000.safetensors one array of all tokens of some examples (writer, shard)
+    00000-00000.safetensors the rows of all tokens of some examples (writer, shard)
 
-`hidden` keeps the state after the last norm: with the frozen head it gives the exact logits at 2 x D bytes a token in
-bfloat16, where the full vocabulary takes 4 x V. Each file appears whole or not at all, and an example counts as stored
-when the index names it, so a writer that was cut off continues where it stopped. What does not fit, is missing or is
-not finite raises and names the example: no training step ever goes on without its target.
+What a token's row holds depends on the encoding:
+
+    hidden  the state after the last norm: with the frozen head the exact logits at 2 x D bytes in bfloat16
+    logits  the full vocabulary, 4 x V bytes in float32
+    topk    the k largest logits and their ids; all others as one bucket, its logsumexp at some temperatures
+    none    nothing: the teacher is computed again inside each training step
+
+Each file appears whole or not at all, and an example counts as stored when the index names it, so a writer that was cut
+off continues where it stopped. What does not fit, is missing or is not finite raises and names the example: no training
+step ever goes on without its target.
 """
 
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -45,10 +51,11 @@ class StoreInfo:
     """What all examples of a store share.
 
     Attributes:
-      encoding: `hidden` (width D) or `logits` (width V).
+      encoding: `hidden` (width D), `logits` (width V), `topk` (width k) or `none` (width 0).
       width: numbers a token.
       head: fingerprint of the head through which hidden states become logits.
       model: fingerprint of the teacher's weights and shape.
+      temperatures: at which `topk` knows the mass of its bucket.
     """
 
     encoding: str
@@ -56,6 +63,23 @@ class StoreInfo:
     width: int
     head: str
     model: str
+    temperatures: tuple[float, ...] = ()
+
+    @property
+    def columns(self) -> dict[str, tuple[int, str]]:
+        """Name -> (width, dtype) of the arrays of which a row is made."""
+        columns = {"targets": (self.width, self.dtype)}
+        if self.encoding == "topk":
+            columns |= {"ids": (self.width, "int32"), "tail": (len(self.temperatures), "float32")}
+        return columns
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(width * jnp.dtype(dtype).itemsize for width, dtype in self.columns.values())
+
+
+# Rows of an example: one array (R, width), or for `topk` one for each column.
+Rows = Float[np.ndarray, "R X"] | Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -82,10 +106,23 @@ def pair_digest(pair: Pair) -> str:
     return digest.hexdigest()[:32]
 
 
-def store_info(model: Transformer, *, encoding: str, dtype: str) -> StoreInfo:
-    """What a store of this teacher's targets says of itself."""
-    width = model.config.hidden_size if encoding == "hidden" else model.config.vocab_size
-    return StoreInfo(encoding, dtype, width, head_fingerprint(model), model_fingerprint(model))
+def store_info(
+    model: Transformer, *, encoding: str, dtype: str, top_k: int = 0, temperatures: Sequence[float] = ()
+) -> StoreInfo:
+    """What a store of this teacher's targets says of itself.
+
+    Raises:
+      SsbError: `top_k` is not smaller than the vocabulary.
+    """
+    V = model.config.vocab_size
+    if encoding == "topk" and not 0 < top_k < V:
+        raise SsbError(
+            f"targets.top_k is {top_k}, the vocabulary has {V} words; expected a number from 1 to {V - 1} (all of them "
+            "are targets.encoding logits)"
+        )
+    width = {"hidden": model.config.hidden_size, "logits": V, "topk": top_k, "none": 0}[encoding]
+    known = tuple(map(float, temperatures)) if encoding == "topk" else ()
+    return StoreInfo(encoding, dtype, width, head_fingerprint(model), model_fingerprint(model), known)
 
 
 def head_fingerprint(model: Transformer) -> str:
@@ -156,7 +193,7 @@ class TargetWriter:
         self._index = folder / f"index-{writer:05d}.json"
         self.entries = _read_index(self._index) if self._index.exists() else {}
         self._shards = len({entry.shard for entry in self.entries.values()})
-        self._pending: list[tuple[str, str, np.ndarray]] = []
+        self._pending: list[tuple[str, str, dict[str, np.ndarray]]] = []
         self._last = time.monotonic()
 
     def __enter__(self) -> "TargetWriter":
@@ -177,19 +214,21 @@ class TargetWriter:
             check_entry(pair, entry)
         return entry is not None
 
-    def add(self, pair: Pair, values: Float[np.ndarray, "R X"]) -> None:
+    def add(self, pair: Pair, values: Rows) -> None:
         """Takes the targets of a pair, one row a reply token.
 
         Raises:
           SsbError: the rows are not one a reply token, or one of them is not finite.
         """
-        expected = (len(pair.reply_ids), self.info.width)
-        if values.shape != expected:
-            raise SsbError(f"targets of {pair.question_id}: expected shape {expected}, got {values.shape}")
-        _check_finite(pair, values, "check the weights of the model, and its dtype")
-        row = values.astype(jnp.dtype(self.info.dtype))
-        self._pending.append((pair.question_id, pair_digest(pair), row))
-        size = sum(rows.nbytes for _, _, rows in self._pending)
+        values, rows = dict(values) if isinstance(values, Mapping) else {"targets": values}, {}
+        for name, (width, dtype) in self.info.columns.items():
+            expected = (len(pair.reply_ids), width)
+            if values[name].shape != expected:
+                raise SsbError(f"targets of {pair.question_id}: expected shape {expected}, got {values[name].shape}")
+            _check_finite(pair, values[name], "check the weights of the model, and its dtype")
+            rows[name] = values[name].astype(jnp.dtype(dtype))
+        self._pending.append((pair.question_id, pair_digest(pair), rows))
+        size = sum(column.nbytes for _, _, rows in self._pending for column in rows.values())
         if size >= self._shard_bytes or time.monotonic() - self._last > self._flush_seconds:
             self.flush()
 
@@ -199,12 +238,14 @@ class TargetWriter:
         if not self._pending:
             return
         shard = f"{self.writer:05d}-{self._shards:05d}.safetensors"
-        data = save({"targets": np.concatenate([rows for _, _, rows in self._pending])})
+        pending = [rows for _, _, rows in self._pending]
+        data = save({name: np.concatenate([rows[name] for rows in pending]) for name in self.info.columns})
         write_atomically(self.folder / shard, data)
         start = 0
         for question_id, digest, rows in self._pending:
-            self.entries[question_id] = Entry(shard, start, len(rows), digest)
-            start += len(rows)
+            tokens = len(rows["targets"])
+            self.entries[question_id] = Entry(shard, start, tokens, digest)
+            start += tokens
         listing = {key: dataclasses.astuple(entry) for key, entry in self.entries.items()}
         write_atomically(self._index, json.dumps(listing, separators=(",", ":")))
         self._shards += 1
@@ -219,7 +260,7 @@ class TargetStore:
     info: StoreInfo
     entries: dict[str, Entry]
 
-    def read(self, pair: Pair) -> Float[np.ndarray, "R X"]:
+    def read(self, pair: Pair) -> Rows:
         """The targets of a pair, one row a reply token, in the store's dtype.
 
         Raises:
@@ -232,15 +273,17 @@ class TargetStore:
         path = self.folder / entry.shard
         try:
             with safe_open(path, "np") as file:
-                values = file.get_slice("targets")[entry.start : entry.start + entry.tokens]
+                here = slice(entry.start, entry.start + entry.tokens)
+                rows = {name: file.get_slice(name)[here] for name in self.info.columns}
         except (OSError, SafetensorError) as error:
             raise SsbError(f"targets of {pair.question_id}: {path} cannot be read ({error}); {_AGAIN}") from None
-        if values.shape != (entry.tokens, self.info.width):
-            raise SsbError(f"targets of {pair.question_id}: {path} holds too few rows; {_AGAIN}")
-        if values.dtype != jnp.dtype(self.info.dtype):
-            raise SsbError(f"targets of {pair.question_id}: {path} holds {values.dtype} numbers; {_AGAIN}")
-        _check_finite(pair, values, _AGAIN)
-        return values
+        for name, (width, dtype) in self.info.columns.items():
+            if rows[name].shape != (entry.tokens, width):
+                raise SsbError(f"targets of {pair.question_id}: {path} holds too few rows; {_AGAIN}")
+            if rows[name].dtype != jnp.dtype(dtype):
+                raise SsbError(f"targets of {pair.question_id}: {path} holds {rows[name].dtype} numbers; {_AGAIN}")
+            _check_finite(pair, rows[name], _AGAIN)
+        return rows if self.info.encoding == "topk" else rows["targets"]
 
     def check(self, pairs: Iterable[Pair], model: Transformer) -> None:
         """Says before the first step whether every pair has targets of its own tokens, made by this very model.
@@ -248,8 +291,13 @@ class TargetStore:
         Raises:
           SsbError: listing what does not match.
         """
-        made_with = store_info(model, encoding=self.info.encoding, dtype=self.info.dtype)
-        _refuse_other(self.folder, self.info, made_with)
+        info = self.info
+        made_with = store_info(
+            model, encoding=info.encoding, dtype=info.dtype, top_k=info.width, temperatures=info.temperatures
+        )
+        _refuse_other(self.folder, info, made_with)
+        if info.encoding == "none":
+            return
         pairs = list(pairs)
         missing = [pair.question_id for pair in pairs if pair.question_id not in self.entries]
         if missing:

@@ -78,12 +78,12 @@ def make_workspace(model: Transformer, mesh=None) -> SimpleNamespace:
     return SimpleNamespace(model=model, group_model=model, mesh=mesh, group_mesh=mesh, chat=chat, dtype=model.dtype)
 
 
-def make_targets(pairs, folder: Path, *, config: Config | None = None, model=None, mesh=None) -> dict:
+def make_targets(pairs, folder: Path, *, config: Config | None = None, model=None, mesh=None, views=None) -> dict:
     workspace = make_workspace(model or make_model(), mesh)
-    return targets.run(pairs, config=config or make_config(), folder=folder, workspace=workspace)
+    return targets.run(pairs, config=config or make_config(), folder=folder, workspace=workspace, views=views)
 
 
-def train(pairs, root: Path, *, config: Config | None = None, model=None, mesh=None) -> dict:
+def train(pairs, root: Path, *, config: Config | None = None, model=None, mesh=None, views=None) -> dict:
     """Distillation from `root/targets` into `root/distillation`."""
     return distillation.run(
         pairs,
@@ -91,6 +91,7 @@ def train(pairs, root: Path, *, config: Config | None = None, model=None, mesh=N
         store_folder=root / "targets",
         folder=root / "distillation",
         workspace=make_workspace(model or make_model(), mesh),
+        views=views,
     )
 
 

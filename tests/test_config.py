@@ -103,3 +103,9 @@ def test_settings_are_frozen_and_documented():
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 2
     assert Config.model_fields["compilation_cache"].description
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_the_head_is_refused_with_the_reason(minimal, name):
+    with pytest.raises(SsbError, match=f"LoRA on {name} is not possible: .* stored hidden states become logits"):
+        load_config(minimal, [f"--lora.target_modules=[q_proj, {name}]"])

@@ -122,7 +122,12 @@ def test_weights_add_up_to_one_whatever_counts():
     rising = Weighting(last_weight=3.0)(examples)
     for w in rising:
         np.testing.assert_allclose(w / w[0], np.linspace(1, 3, len(w)), rtol=1e-5)
-    for weights in (token, sequence, heavy, skipped, rising):
+    sigmoid = Weighting(rise=(0.25, 0.3, 0.1))(examples)
+    for w in sigmoid:
+        x = (np.arange(len(w)) + 0.5) / len(w)
+        expected = 0.25 + 0.75 / (1 + np.exp(-(x - 0.3) / 0.1))
+        np.testing.assert_allclose(w / w[0], expected / expected[0], rtol=1e-5)
+    for weights in (token, sequence, heavy, skipped, rising, sigmoid):
         np.testing.assert_allclose(sum(w.sum() for w in weights), 1, rtol=1e-6)
 
 

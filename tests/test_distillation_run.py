@@ -133,6 +133,49 @@ def test_logits_are_stored_when_asked_for(tmp_path):
     assert counts["bytes_per_token"] > 2 * MODEL.vocab_size
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"targets": {"encoding": "none"}},
+        {"targets": {"encoding": "topk", "top_k": 20}, "distillation": {"loss": "topk_kl", "loss_options": {"k": 20}}},
+    ],
+    ids=["none", "topk"],
+)
+def test_other_encodings_train_as_whole_logits_do(sections, finished, tmp_path):
+    config = make_config(**sections)
+    counts = make_targets(PAIRS, tmp_path / "targets", config=config)
+    train(PAIRS, tmp_path, config=config)
+    if sections["targets"]["encoding"] == "none":
+        assert counts["bytes"] == 0
+        np.testing.assert_allclose(losses_of(tmp_path), losses_of(finished[0]), rtol=1e-4)
+        return
+    assert counts["bytes_per_token"] >= 20 * 8 + 8
+    whole = make_config(distillation=sections["distillation"])
+    shutil.copytree(finished[0] / "targets", tmp_path / "whole" / "targets")
+    train(PAIRS, tmp_path / "whole", config=whole)
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(tmp_path / "whole"), rtol=1e-4)
+    with pytest.raises(SsbError, match="temperature is 3.0, the targets know the mass of their bucket at 1.0, 2.0"):
+        train(
+            PAIRS,
+            tmp_path,
+            config=make_config(**sections | {"distillation": {**sections["distillation"], "temperature": 3.0}}),
+        )
+    with pytest.raises(SsbError, match="the loss ssb needs the teacher's whole distribution"):
+        train(PAIRS, tmp_path, config=make_config(targets=sections["targets"]))
+
+
+def test_views_are_stored_and_used(tmp_path):
+    """The contrast with itself is the plain loss; a view of other tokens is refused."""
+    other = [dataclasses.replace(pair, teacher_prompt_ids=pair.teacher_prompt_ids[1:]) for pair in PAIRS]
+    config = make_config(targets={"views": ["swapped"]}, distillation={"loss": "contrast", "epochs": 1})
+    counts = make_targets(PAIRS, tmp_path / "targets", config=config, views={"swapped": other})
+    assert counts["bytes_per_token"] > 2 * 4 * MODEL.hidden_size
+    train(PAIRS, tmp_path, config=config, views={"swapped": other})
+    assert all(np.isfinite(losses_of(tmp_path)))
+    with pytest.raises(SsbError, match="targets of q0 were made for other tokens"):
+        train(PAIRS, tmp_path, config=config, views={"swapped": PAIRS})
+
+
 def test_in_bfloat16_the_store_loses_nothing_and_the_student_learns_about_the_same(finished, tmp_path):
     """Weights and states in bfloat16, adapter, loss and optimizer in float32."""
     model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_model())
@@ -171,6 +214,9 @@ def test_a_fresh_student_is_the_base_and_learns(finished):
     assert rows[0]["learning_rate"] == pytest.approx(2e-4)
     assert rows[-1]["learning_rate"] == pytest.approx(2e-4 / 6)
     assert {row["epoch"] for row in rows} == {(i + 1) / 3 for i in range(6)}
+    looked = [{"top10_overlap", "outside_top100", "hedges", "leaks", "kl_quarter1"} & row.keys() for row in rows]
+    assert [len(names) for names in looked] == [5, 3, 3, 3, 3, 3]  # every tenth step looks, from the first
+    assert 0 < rows[0]["top10_overlap"] <= 1
     assert sum(row["reply_tokens"] for row in rows) == 2 * sum(len(pair.reply_ids) for pair in PAIRS)
 
 

@@ -9,40 +9,61 @@ import optax
 import pytest
 from distillation_case import MODEL, full_logits, make_config, make_model, make_pairs, random_lora
 
-from ssb_jax.losses.chunked import make_objective
-from ssb_jax.losses.menu import TokenInfo, resolve_loss
+from ssb_jax.losses.chunked import make_objective, token_losses
+from ssb_jax.losses.menu import MENU, TokenInfo, resolve_loss
 from ssb_jax.model.sharding import make_mesh, use_mesh
 from ssb_jax.model.transformer import model_shardings
 from ssb_jax.stages.targets import teacher_targets
 from ssb_jax.training.batches import Weighting
 from ssb_jax.training.plan import make_plan, prepared_batches
-from ssb_jax.training.step import TrainState, make_optimizer, make_schedule, make_step, put_batch, state_shardings
+from ssb_jax.training.step import (
+    TrainState,
+    make_optimizer,
+    make_schedule,
+    make_step,
+    put_batch,
+    reply_states,
+    state_shardings,
+)
 
 PAIRS = make_pairs(5)
 T = 2.0
+VIEWS = ("swapped", "hint_only", "bare")
 
 
 @functools.cache
 def stored_targets(encoding):
-    return {pair.question_id: x for pair, x in teacher_targets(make_model(), PAIRS, encoding=encoding)}
+    if encoding == "none":
+        return None
+    found = teacher_targets(make_model(), PAIRS, encoding=encoding, top_k=9, temperatures=(1.0, T))
+    return {pair.question_id: x for pair, x in found}
 
 
-def one_step(settings, *, mesh=None, encoding="hidden", loss="ssb", kl_weight=1.0, dropout=0.0, key=None):
+def one_step(
+    settings, *, mesh=None, encoding="hidden", loss="ssb", kl_weight=1.0, dropout=0.0, key=None, options=None, **more
+):
     """(numbers, adapter after the step) of one step of plain SGD with learning rate 1 on all pairs."""
     model, lora, optimizer = make_model(), random_lora(dropout=dropout), optax.sgd(1.0)
-    plan = make_plan(MODEL, PAIRS, settings=settings, seed=0, mesh=mesh)
+    plan = make_plan(MODEL, PAIRS, settings=settings, seed=0, mesh=mesh, recompute=encoding == "none")
     stored = stored_targets(encoding)
     batches = prepared_batches(
-        plan, lambda pair: stored[pair.question_id], weighting=Weighting(), encoding=encoding, pad_id=0
+        plan,
+        lambda pair: stored[pair.question_id],
+        weighting=Weighting(),
+        encoding=encoding,
+        pad_id=0,
+        temperatures=(1.0, T),
     )
     step = make_step(
-        objective=make_objective(resolve_loss(loss), temperature=T, kl_weight=kl_weight),
+        objective=make_objective(resolve_loss(loss, options), temperature=T, kl_weight=kl_weight),
         optimizer=optimizer,
         schedule=optax.constant_schedule(1.0),
         chunk=plan.grid.chunk,
         examples=5,
         remat=settings.remat,
         dropout_key=None if key is None else jax.random.key(key),
+        temperature=T,
+        **more,
     )
     state = TrainState(lora, optimizer.init(lora), jnp.zeros((), jnp.int32))
     if mesh is not None:
@@ -120,6 +141,78 @@ def test_stored_logits_and_stored_states_give_the_same_step():
     assert_same((states[0].loss, states[1]), (logits[0].loss, logits[1]))
 
 
+@pytest.mark.parametrize("layout", ["packed", "padded", "micro"])
+def test_a_teacher_computed_in_the_step_is_the_stored_one(layout):
+    found, stored = one_step(LAYOUTS[layout], encoding="none"), packed_step()
+    assert_same((found[0].loss, found[1]), (stored[0].loss, stored[1]))
+
+
+def test_a_teacher_computed_in_the_step_on_a_mesh():
+    found, stored = one_step(whole_batch(), encoding="none", mesh=make_mesh(data=2, fsdp=2, tensor=2)), packed_step()
+    assert_same((found[0].loss, found[1]), (stored[0].loss, stored[1]))
+
+
+def test_nine_stored_words_give_the_step_of_all():
+    few, all_ = (
+        one_step(whole_batch(), encoding=name, loss="topk_kl", options={"k": 9}) for name in ("topk", "logits")
+    )
+    assert_same((few[0].loss, few[1]), (all_[0].loss, all_[1]))
+
+
+def test_health_is_looked_at_and_weights_fall_in_the_step():
+    numbers, _ = one_step(whole_batch(), health_every=1, fall=0.5)
+    plain, _ = packed_step()
+    assert 0 < numbers.health["top10_overlap"] <= 1
+    assert numbers.health["outside_top100"] == 0  # the vocabulary has 64 words
+    assert numbers.kl == pytest.approx(plain.kl)
+    assert abs(numbers.loss - plain.loss) > 1e-4 * plain.loss
+
+
+def test_packed_is_padded_for_every_loss_of_the_menu():
+    """Values and gradients: the pull-back through the model is compiled once a layout, the losses one by one."""
+    pulled = {name: _losses_and_pull(LAYOUTS[name]) for name in ("packed", "padded")}
+    for name in MENU:
+        (value, gradient), (expected, expected_gradient) = (pulled[layout](name) for layout in ("packed", "padded"))
+        np.testing.assert_allclose(value, expected, rtol=1e-5, err_msg=name)
+        jax.tree.map(
+            lambda a, b, name=name: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name),
+            gradient,
+            expected_gradient,
+        )
+
+
+def _losses_and_pull(settings):
+    """Name of a loss -> (loss of the batch, gradient in the adapter)."""
+    model, lora = make_model(), random_lora()
+    plan = make_plan(MODEL, PAIRS, settings=settings, seed=0)
+    stored = stored_targets("hidden")
+    read = {view: (lambda pair, i=i: np.roll(stored[pair.question_id], i, axis=0)) for i, view in enumerate(VIEWS, 1)}
+    batches = prepared_batches(
+        plan,
+        lambda pair: stored[pair.question_id],
+        weighting=Weighting(),
+        encoding="hidden",
+        pad_id=0,
+        views=read,
+    )
+    micro = jax.tree.map(lambda x: jnp.asarray(x[0]), next(batches).batch)
+    states, pull = jax.vjp(jax.jit(lambda lora: reply_states(model, lora, micro)), lora)
+
+    def of(name):
+        objective = make_objective(resolve_loss(name), temperature=T, kl_weight=0.7)
+
+        def total(states):
+            losses, _ = token_losses(
+                states, micro.teacher, model.head_weight(), micro.info, objective=objective, chunk=plan.grid.chunk
+            )
+            return jnp.sum(losses * micro.weight)
+
+        value, cotangent = jax.jit(jax.value_and_grad(total))(states)
+        return value, pull(cotangent)[0]
+
+    return of
+
+
 def test_cross_entropy_mixes_in():
     numbers, _ = one_step(whole_batch(), kl_weight=0.3)
     objective = make_objective(resolve_loss("ssb"), temperature=T, kl_weight=0.3)
@@ -134,6 +227,10 @@ def test_statistics_and_blame():
     np.testing.assert_allclose(numbers.agreement, jnp.mean(t.argmax(-1) == s.argmax(-1)), rtol=1e-6)
     np.testing.assert_allclose(numbers.student_entropy, -jnp.mean(jnp.sum(jnp.exp(s) * s, -1)), rtol=1e-5)
     np.testing.assert_allclose(numbers.teacher_entropy, -jnp.mean(jnp.sum(jnp.exp(t) * t, -1)), rtol=1e-5)
+    terms = np.asarray(jnp.sum(jnp.exp(t) * (t - s), -1))
+    quarter = np.concatenate([4 * np.arange(n) // n for n in (len(p.reply_ids) for p in PAIRS)])
+    np.testing.assert_allclose(numbers.kl_quarters, [terms[quarter == q].mean() for q in range(4)], rtol=1e-5)
+    assert numbers.health == {}
     assert numbers.learning_rate == 1.0
     assert numbers.grad_norm > 0
 

@@ -1,17 +1,24 @@
 """The chunked head: equal to the full computation on any mesh, in memory independent of tokens x vocabulary."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ssb_jax.config import SsbError
 from ssb_jax.losses.chunked import Teacher, make_objective, token_losses
+from ssb_jax.losses.health import top_mask
 from ssb_jax.losses.menu import MENU, TokenInfo, resolve_loss
 from ssb_jax.model.sharding import make_mesh, use_mesh
+from ssb_jax.stages.targets import largest
 
 P, D, V, CHUNK = 24, 16, 50, 8
+NEEDS = {"contrast": ("swapped",), "purified": ("hint_only", "bare")}  # views
 
 
 def case(groups=1, tokens=P, vocabulary=V, seed=0):
@@ -28,6 +35,7 @@ def case(groups=1, tokens=P, vocabulary=V, seed=0):
 def naive(name, student, teacher, head, info, temperature, kl_weight):
     """The loss from full logits, group by group, differentiated by JAX through head and loss."""
     objective = make_objective(resolve_loss(name), temperature=temperature, kl_weight=kl_weight)
+    info = dataclasses.replace(info, views={view: x @ head.T for view, x in views(name, teacher).items()})
     rows = [
         objective(teacher[g] @ head.T, student[g] @ head.T, jax.tree.map(lambda x, g=g: x[g], info))
         for g in range(student.shape[0])
@@ -35,9 +43,15 @@ def naive(name, student, teacher, head, info, temperature, kl_weight):
     return jnp.stack(rows)
 
 
+def views(name, teacher):
+    """States of the base model under the further prompts that a loss looks at."""
+    return {view: jnp.roll(teacher, i, axis=1) for i, view in enumerate(NEEDS.get(name, ()), 1)}
+
+
 def chunked(name, student, teacher, head, info, temperature, kl_weight, chunk=CHUNK, **kwargs):
     objective = make_objective(resolve_loss(name), temperature=temperature, kl_weight=kl_weight)
-    return token_losses(student, Teacher(teacher), head, info, objective=objective, chunk=chunk, **kwargs)[0]
+    stored = Teacher(teacher, views=views(name, teacher))
+    return token_losses(student, stored, head, info, objective=objective, chunk=chunk, **kwargs)[0]
 
 
 @pytest.mark.parametrize("name", list(MENU))
@@ -107,6 +121,30 @@ def test_logits_of_the_teacher_give_the_same_as_its_states():
     assert stats.kl.shape == (1, P)
 
 
+@pytest.mark.parametrize("mesh", [None, (2, 2, 2)])
+def test_topk_targets_give_the_topk_loss(mesh):
+    """From the k words and the bucket: value and gradient of the loss on whole distributions, also with a smaller k."""
+    student, teacher, head, info = case(groups=2)
+    kept, T = 7, 2.0
+    stored = jax.vmap(jax.vmap(lambda x: largest(head @ x, kept, (1.0, T))))(teacher)
+    few = Teacher(stored, "topk", (1.0, T))
+    for k in (kept, 4):
+        objective = make_objective(resolve_loss("topk_kl", {"k": k}), temperature=T, kl_weight=0.7)
+
+        def total(student, targets, head, info, objective=objective):
+            losses, _ = token_losses(
+                student, targets, head, info, objective=objective, chunk=CHUNK, temperature=T, measure=None
+            )
+            return jnp.sum(losses), losses
+
+        step = jax.jit(jax.value_and_grad(total, has_aux=True))
+        (_, expected), expected_gradient = step(student, Teacher(teacher), head, info)
+        with use_mesh(mesh and make_mesh(data=mesh[0], fsdp=mesh[1], tensor=mesh[2])):
+            (_, values), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(student, few, head, info)
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
+
+
 def test_statistics_are_those_of_temperature_one():
     student, teacher, head, info = case()
     objective = make_objective(resolve_loss("ssb"), temperature=2.0)
@@ -116,6 +154,55 @@ def test_statistics_are_those_of_temperature_one():
     np.testing.assert_allclose(stats.teacher_entropy[0], -jnp.sum(jnp.exp(t) * t, -1), rtol=1e-5)
     np.testing.assert_allclose(stats.student_entropy[0], -jnp.sum(jnp.exp(s) * s, -1), rtol=1e-5)
     np.testing.assert_array_equal(stats.agreement[0], t.argmax(-1) == s.argmax(-1))
+
+
+def test_further_statistics_look_at_the_most_likely_words():
+    student, teacher, head, info = case(vocabulary=300)
+    objective = make_objective(resolve_loss("ssb"), temperature=2.0)
+
+    def stats(measure):
+        return token_losses(
+            student, Teacher(teacher), head, info, objective=objective, chunk=CHUNK, temperature=2.0, measure=measure
+        )[1]
+
+    found = jax.jit(stats)(jnp.asarray(True)).further
+    t, s = (np.asarray(x[0] @ head.T) for x in (teacher, student))
+    np.testing.assert_allclose(
+        found["gap"][0], [log_softmax(t)[i, y] - log_softmax(s)[i, y] for i, y in replies(info)], atol=1e-5
+    )
+    top = [
+        set(np.argsort(-x, axis=-1)[i, :10]) & set(np.argsort(-y, axis=-1)[i, :10])
+        for x, y in [(t, s)]
+        for i in range(P)
+    ]
+    np.testing.assert_allclose(found["overlap"][0], [len(both) / 10 for both in top])
+    soft_t, soft_s = log_softmax(t / 2), log_softmax(s / 2)
+    terms = np.exp(soft_t) * (soft_t - soft_s)
+    np.testing.assert_allclose(found["soft_kl"][0], terms.sum(-1), rtol=1e-4)
+    rest = np.argsort(-t, axis=-1)[:, 100:]
+    np.testing.assert_allclose(found["outside"][0], np.take_along_axis(terms, rest, -1).sum(-1), rtol=1e-3, atol=1e-6)
+    not_looked = jax.jit(stats)(jnp.asarray(False)).further
+    assert not any(not_looked[name].any() for name in ("overlap", "soft_kl", "outside"))
+    np.testing.assert_array_equal(not_looked["gap"], found["gap"])
+    assert stats(None).further == {}
+
+
+def log_softmax(x):
+    return np.asarray(jax.nn.log_softmax(x))
+
+
+def replies(info):
+    return enumerate(np.asarray(info.reply_ids[0]))
+
+
+@given(st.lists(st.integers(-50, 50), min_size=1, max_size=30), st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_the_top_mask_is_that_of_sorting(row, k):
+    x = np.asarray(row, np.float32) / 7 + 0.01
+    kth = np.sort(x)[::-1][min(k, len(x)) - 1]
+    np.testing.assert_array_equal(
+        top_mask(jnp.asarray(np.pad(x, (0, 30 - len(x)), constant_values=-np.inf)), min(k, len(x)))[: len(x)], x >= kth
+    )
 
 
 def test_memory_does_not_grow_with_tokens_times_vocabulary():

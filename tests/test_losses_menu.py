@@ -1,5 +1,6 @@
 """What must hold of each loss of the menu, whatever its formula."""
 
+import dataclasses
 import inspect
 
 import jax
@@ -13,8 +14,13 @@ from ssb_jax.losses import menu
 from ssb_jax.losses.menu import MENU, TokenInfo, resolve_loss
 
 C, V = 6, 11
-INFO = TokenInfo(jnp.arange(C, dtype=jnp.int32), jnp.arange(C, dtype=jnp.int32), jnp.full(C, C, jnp.int32))
-DIVERGENCES = [name for name in MENU if name != "cross_entropy"]
+IDS = jnp.arange(C, dtype=jnp.int32)
+VIEWS = {
+    name: jax.nn.log_softmax(jnp.asarray(np.random.default_rng(i).normal(size=(C, V)), jnp.float32))
+    for i, name in enumerate(("swapped", "hint_only", "bare"), 100)
+}
+INFO = TokenInfo(IDS, IDS, jnp.full(C, C, jnp.int32), VIEWS)
+DIVERGENCES = [name for name in MENU if name not in ("cross_entropy", "purified")]
 
 
 def distributions(seed=0, scale=2.0):
@@ -34,7 +40,7 @@ def test_a_divergence_is_positive_elsewhere(name):
         assert (MENU[name](*distributions(seed), INFO) > 0).all()
 
 
-@pytest.mark.parametrize("name", list(MENU))
+@pytest.mark.parametrize("name", [name for name in MENU if name != "barycentre"])  # it has a stop-gradient
 def test_gradient_is_the_numerical_one(name):
     teacher, student = distributions()
     check_grads(
@@ -51,9 +57,11 @@ def test_gradient_is_the_numerical_one(name):
 def test_words_of_probability_zero_do_no_harm(name):
     """Rows that only fill up a sharded vocabulary have logit -1e30: same value, finite gradient."""
     teacher, student = distributions()
-    filled = [jnp.pad(x, ((0, 0), (0, 3)), constant_values=-1e30) for x in (teacher, student)]
-    np.testing.assert_allclose(MENU[name](*filled, INFO), MENU[name](teacher, student, INFO), rtol=1e-6, atol=1e-7)
-    gradient = jax.grad(lambda s: jnp.sum(MENU[name](filled[0], jax.nn.log_softmax(s), INFO)))(filled[1])
+    filled = [jnp.pad(x, ((0, 0), (0, 3)), constant_values=-1e30) for x in (teacher, student, *VIEWS.values())]
+    info = dataclasses.replace(INFO, views=dict(zip(VIEWS, filled[2:], strict=True)))
+    expected = MENU[name](teacher, student, INFO)
+    np.testing.assert_allclose(MENU[name](*filled[:2], info), expected, rtol=2e-6, atol=1e-6)
+    gradient = jax.grad(lambda s: jnp.sum(MENU[name](filled[0], jax.nn.log_softmax(s), info)))(filled[1])
     assert jnp.isfinite(gradient).all()
     assert not gradient[:, V:].any()
 
@@ -110,6 +118,63 @@ def test_the_entropy_gate_opens_where_the_teacher_hesitates():
     assert hesitates.any()
     assert not hesitates.all()
     np.testing.assert_allclose(gated, reverse + hesitates * menu.topk_kl(teacher, student, INFO, k=3), rtol=1e-6)
+
+
+def test_contrast_weighs_tokens_by_what_the_right_hint_adds():
+    teacher, student = distributions()
+    e = teacher[IDS, IDS] - VIEWS["swapped"][IDS, IDS]
+    factor = 1 + 0.5 * np.tanh(e / 0.02)
+    kl = menu.ssb(teacher, student, INFO)
+    np.testing.assert_allclose(menu.contrast(teacher, student, INFO), factor * kl, rtol=1e-5)
+    np.testing.assert_allclose(
+        menu.contrast(teacher, student, INFO, on="advantage"), -factor * student[IDS, IDS], rtol=1e-5
+    )
+    same = dataclasses.replace(INFO, views={"swapped": teacher})
+    np.testing.assert_allclose(menu.contrast(teacher, student, same), kl, rtol=1e-6)  # nothing but style
+    assert (menu.contrast(teacher, student, INFO, strength=3.0) >= 0).all()  # never unlearns a right reply
+    with pytest.raises(SsbError, match="kl or advantage, got 'both'"):
+        menu.contrast(teacher, student, INFO, on="both")
+
+
+def test_purified_is_zero_at_its_target_and_takes_the_hint_alone_out():
+    """Limits: a teacher that says no more than its hint leaves the base model; strength 0 too."""
+    teacher, student = distributions()
+    difference = np.asarray(teacher - VIEWS["hint_only"], np.float64)
+    clipped = 10 * np.tanh((difference - difference.mean(-1, keepdims=True)) / 10)
+    target = jax.nn.log_softmax(jnp.asarray(VIEWS["bare"] + clipped, jnp.float32))
+    np.testing.assert_allclose(menu.purified(teacher, target, INFO), jnp.zeros(C), atol=1e-6)
+    expected = menu.jsd(target, student, INFO)
+    np.testing.assert_allclose(menu.purified(teacher, student, INFO), expected, rtol=1e-4)
+    assert (menu.purified(teacher, student, INFO) > 0).all()
+    to_the_base = menu.jsd(VIEWS["bare"], student, INFO)
+    for found in (
+        menu.purified(VIEWS["hint_only"], student, INFO),
+        menu.purified(teacher, student, INFO, strength=0.0),
+    ):
+        np.testing.assert_allclose(found, to_the_base, rtol=1e-5)
+
+
+def test_the_barycentre_lies_between_and_scales_the_gradient_of_the_reverse_kl():
+    teacher, student = distributions()
+    reverse = menu.reverse_kl(teacher, student, INFO)
+    np.testing.assert_allclose(menu.barycentre(teacher, student, INFO, alpha_max=0.0), reverse, rtol=1e-5)
+    a = 0.15 * (2 / (1 + np.exp(-10 * menu.jsd(teacher, student, INFO))) - 1)
+    target = jax.nn.log_softmax((1 - a[:, None]) * teacher + a[:, None] * student)
+    found = menu.barycentre(teacher, student, INFO)
+    np.testing.assert_allclose(found, menu.kl(student, target), rtol=1e-5)
+    assert (found < reverse).all()
+
+    def gradient(loss):
+        return jax.grad(lambda s: jnp.sum(loss(teacher, jax.nn.log_softmax(s), INFO)))(student)
+
+    expected = (1 - a[:, None]) * gradient(menu.reverse_kl)
+    np.testing.assert_allclose(gradient(menu.barycentre), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_view_that_is_not_stored_is_named():
+    teacher, student = distributions()
+    with pytest.raises(SsbError, match="prompt 'swapped', and the targets have no further prompt; add it to targets.v"):
+        menu.contrast(teacher, student, dataclasses.replace(INFO, views={}))
 
 
 def test_mixture_weights_of_zero_and_one_are_refused():

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ssb_jax.losses.chunked import TokenStats
-from ssb_jax.losses.selection import select_tokens
+from ssb_jax.losses.menu import TokenInfo
+from ssb_jax.losses.selection import fall_with_disagreement, select_tokens
 
 N = 20
 ENTROPY = jnp.asarray(np.random.default_rng(0).permutation(N) / N, jnp.float32)[None]
@@ -32,6 +33,26 @@ def test_uncertain_or_wrong_adds_sure_tokens_far_from_the_teacher():
     sure = [i for i in np.argsort(-np.asarray(KL[0, :16])) if i not in uncertain]
     assert set(np.flatnonzero(selected)) == uncertain | set(sure[:4])
     np.testing.assert_allclose(selected.sum(), 1, rtol=1e-6)
+
+
+def test_weights_fall_with_the_disagreement_before_the_token():
+    """Two replies of 5 and 8 tokens after each other, then padding; IW-OPD's formula reply by reply."""
+    lengths, gamma = (5, 8), 0.5
+    gap = np.random.default_rng(2).normal(size=N).astype(np.float32)
+    position = np.concatenate([*map(np.arange, lengths), np.zeros(N - 13)]).astype(np.int32)
+    length = np.concatenate([np.repeat(lengths, lengths), np.zeros(N - 13)]).astype(np.int32)
+    weight = np.where(length > 0, np.random.default_rng(3).random(N), 0).astype(np.float32)
+    expected = weight.copy()
+    for start, stop in ((0, 5), (5, 13)):
+        a = np.abs(gap[start:stop])
+        expected[start:stop] *= 1 + gamma * (1 - (np.cumsum(a) - a) / a.sum())
+    expected *= weight.sum() / expected.sum()
+    stats = TokenStats(KL, KL, ENTROPY, ENTROPY, {"gap": jnp.asarray(gap)[None]})
+    info = TokenInfo(*(jnp.asarray(x)[None] for x in (position, position, length)))
+    found = fall_with_disagreement(jnp.asarray(weight)[None], stats, info, gamma=gamma)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    unchanged = fall_with_disagreement(jnp.asarray(weight)[None], stats, info, gamma=0.0)[0]
+    np.testing.assert_allclose(unchanged, weight, rtol=1e-6)
 
 
 def test_at_least_one_token_is_kept():

@@ -72,6 +72,43 @@ def test_bytes_a_token_are_two_a_number_plus_less_than_one_percent(tmp_path):
     assert 2 * 2048 <= size / 1600 < 2 * 2048 * 1.01
 
 
+TOPK = StoreInfo("topk", "float32", 3, "h", "m", temperatures=(1.0, 2.0))
+
+
+def topk_values(pair: Pair, seed: int) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(seed).integers(0, 64, (len(pair.reply_ids), 3)).astype(np.int32)
+    return {"targets": make_values(pair, seed, 3), "ids": ids, "tail": make_values(pair, seed + 100, 2)}
+
+
+def test_topk_rows_are_columns_of_several_kinds(tmp_path):
+    with TargetWriter(tmp_path, TOPK, shard_bytes=100) as writer:
+        for i, pair in enumerate(PAIRS):
+            writer.add(pair, topk_values(pair, i))
+    store = open_store(tmp_path)
+    assert store.info == TOPK
+    for i in (4, 0, 6):
+        rows, expected = store.read(PAIRS[i]), topk_values(PAIRS[i], i)
+        assert {name: x.dtype for name, x in rows.items()} == {name: x.dtype for name, x in expected.items()}
+        for name in expected:
+            np.testing.assert_array_equal(rows[name], expected[name])
+    assert TOPK.bytes_per_token == 3 * 4 + 3 * 4 + 2 * 4
+    with pytest.raises(SsbError, match="another model or setting .*temperatures: stored"):
+        TargetWriter(tmp_path, dataclasses.replace(TOPK, temperatures=(1.0, 3.0)))
+    broken = topk_values(PAIRS[0], 0)
+    broken["tail"][1, 1] = np.nan
+    with pytest.raises(SsbError, match="targets of q0 are not finite at 1 of 3 reply tokens, the first at 1"):
+        TargetWriter(tmp_path, TOPK).add(PAIRS[0], broken)
+
+
+def test_more_words_than_the_vocabulary_has_are_refused():
+    model = Transformer(CONFIG, rngs=nnx.Rngs(0))
+    for top_k in (0, 64):
+        with pytest.raises(
+            SsbError, match=f"top_k is {top_k}, the vocabulary has 64 words; expected a number from 1 to"
+        ):
+            store_info(model, encoding="topk", dtype="float32", top_k=top_k, temperatures=(1.0,))
+
+
 def test_a_writer_that_was_cut_off_continues(tmp_path):
     writer = TargetWriter(tmp_path, INFO, shard_bytes=1)
     for i in range(3):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ssb_jax.config.benchmarks import with_benchmark
 
@@ -132,9 +132,15 @@ class Teaching(Sampling):
 class Targets(Section):
     """Step 4: the teacher's distribution on the reply tokens."""
 
-    encoding: Literal["hidden", "logits"] = "hidden"
+    encoding: Literal["hidden", "logits", "topk", "none"] = "hidden"
     """`hidden`: the state after the last norm, exact through the frozen head at 2 x D bytes a token in bfloat16.
-    `logits`: the full vocabulary, as the published scripts store it."""
+    `logits`: the full vocabulary, as the published scripts store it. `topk`: the `top_k` most likely words and all
+    others as one bucket, for the losses that need no more. `none`: nothing; each step computes the teacher again."""
+    top_k: Count = 100
+    """Words that `topk` keeps."""
+    views: tuple[Literal["bare", "swapped", "hint_only"], ...] = ()
+    """Further prompts before the same replies, for losses that compare: the bare question; the hinted prompt with right
+    and wrong answer exchanged; the hinted prompt without the question. Each is one more pass, and as large."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the stored numbers; `auto` is the model's dtype."""
     batch_size: Count = 8
@@ -142,7 +148,7 @@ class Targets(Section):
 
 
 class Lora(Section):
-    """The student's adapter."""
+    """The student's adapter. Head and embedding stay frozen: stored hidden states become logits through them."""
 
     rank: Count = 32
     alpha: Positive = 32.0
@@ -156,6 +162,17 @@ class Lora(Section):
         "up_proj",
         "down_proj",
     )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _not_the_head(cls, names: Any) -> Any:
+        for name in names if isinstance(names, list | tuple) else (names,):
+            if name in ("lm_head", "embed_tokens"):
+                raise ValueError(
+                    f"LoRA on {name} is not possible: teacher and student share the frozen head, and stored hidden "
+                    "states become logits through it; leave it out"
+                )
+        return names
 
 
 class Distillation(Section):
@@ -179,6 +196,12 @@ class Distillation(Section):
     """Leave special tokens other than the end of turn out of the loss."""
     last_weight: NotNegative = 1.0
     """Weight of a reply's last token relative to its first, linear in between; above 1 it rises."""
+    rise: tuple[Fraction, Fraction, Positive] | None = None
+    """(least, middle, width): weights rise along each reply, least + (1 - least) * sigmoid((x - middle) / width) for x
+    from 0 to 1. The paper (2605.21606) takes [0.25, 0.3, 0.1] and `reduction: sequence`."""
+    fall: NotNegative | None = None
+    """gamma: weights fall along each reply from 1 + gamma to 1, with the share of the disagreement of teacher and
+    student that lies before the token. The paper (2606.22600) takes 0.5."""
     select: Literal["all", "uncertain", "uncertain_or_wrong"] = "all"
     """Which tokens count: those where the student hesitates most, or half those and half the ones where it is sure and
     farthest from the teacher."""
@@ -210,6 +233,9 @@ class Distillation(Section):
     on_nan: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop at the last good checkpoint and name the examples, or leave that
     batch out, counted."""
+    health_every: Annotated[int, Field(ge=0)] = 10
+    """Steps between looks at the most likely words: overlap of the two top tens, share of the KL from outside the
+    teacher's top 100. 0 is never."""
     tensorboard: bool = True
     wandb_project: str | None = None
 

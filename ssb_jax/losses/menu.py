@@ -8,6 +8,8 @@ Both arguments are log-probabilities at the loss's temperature. Chunking, maskin
 gradients come from `ssb_jax.losses.chunked`; the teacher gets no gradient. Each token's loss may depend on that token
 alone. A function of your own is named in the settings as `module:function` or `path/to/file.py:function`.
 
+Some losses look at the base model under further prompts, the views of `targets.views`: `info.views[name]`, (C, V).
+
 Notation: p_T teacher, p_S student, sg stop-gradient, y the reply token.
 """
 
@@ -19,7 +21,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -37,6 +39,20 @@ class TokenInfo:
     reply_ids: Int[Array, "*C"]  # y, the token that the reply has here
     position: Int[Array, "*C"]  # 0 is the reply's first token
     length: Int[Array, "*C"]  # tokens in this token's reply; 0 marks padding
+    views: Mapping[str, Float[Array, "*C V"]] = field(default_factory=dict)  # log-probabilities at the temperature
+
+    def view(self, name: str) -> Float[Array, "*C V"]:
+        """The base model's log-probabilities under another prompt.
+
+        Raises:
+          SsbError: the targets were made without it.
+        """
+        if name not in self.views:
+            raise SsbError(
+                f"the loss looks at the base model under the prompt {name!r}, and the targets have "
+                f"{', '.join(self.views) or 'no further prompt'}; add it to targets.views and make the targets again"
+            )
+        return self.views[name]
 
 
 # Log-probability of a word that is not there: no probability, and finite in every formula.
@@ -122,14 +138,84 @@ def topk_kl(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, 
 def entropy_gate(
     teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, tau: float = 0.8, k: int = 16
 ) -> PerToken:
-    """KL(p_S, p_T) + 1[H(p_T) > tau] * topk_kl: covers the teacher where it hesitates. arXiv 2603.07079."""
+    """KL(p_S, p_T) + 1[H(p_T) > tau] * topk_kl: covers the teacher where it hesitates. arXiv 2603.07079.
+
+    The paper estimates the first term from the sampled token, and in the second it renormalises the teacher's k words
+    but not the student's, which is not zero where they agree. Here the first is the whole KL, the second has a bucket.
+    """
     gate = entropy(teacher_logp) > tau
     return kl(student_logp, teacher_logp) + jnp.where(gate, topk_kl(teacher_logp, student_logp, info, k=k), 0.0)
 
 
+def contrast(
+    teacher_logp: LogProbs,
+    student_logp: LogProbs,
+    info: TokenInfo,
+    *,
+    strength: float = 0.5,
+    scale: float = 0.02,
+    on: str = "kl",
+) -> PerToken:
+    """(1 + strength * tanh(e / scale)) times a loss, e = log p_T(y) - log p_swapped(y). RLCSD, arXiv 2606.11709.
+
+    Tokens count more that the teacher likes better when its hint is right than when it is wrong; what any hint changes
+    (style) cancels. The wrong hint is the teacher's own prompt with the right and the wrong answer exchanged (view
+    `swapped`); the paper averages over several wrong ones. The reply is verified, so its advantage is +1 and the factor
+    is never negative.
+    on="kl": KL(p_T, p_S). on="advantage": -log p_S(y), the paper's policy gradient on these tokens, without clipping.
+    """
+    e = _at(teacher_logp, info.reply_ids) - _at(info.view("swapped"), info.reply_ids)
+    factor = jnp.maximum(1 + strength * jnp.tanh(e / scale), 0.0)
+    match on:
+        case "kl":
+            return factor * kl(teacher_logp, student_logp)
+        case "advantage":
+            return -factor * _at(student_logp, info.reply_ids)
+    raise SsbError(f"contrast: on must be kl or advantage, got {on!r}")
+
+
+def purified(
+    teacher_logp: LogProbs,
+    student_logp: LogProbs,
+    info: TokenInfo,
+    *,
+    strength: float = 1.0,
+    clip: float = 10.0,
+    beta: float = 0.5,
+) -> PerToken:
+    """JSD to p* ~ p_bare exp(strength * d), d = log p_T - log p_hint_only, a PMI target. arXiv 2607.02234.
+
+    What the hint says without the question is taken out, what question and hint say together is left and added to the
+    base model's own answer. d is centred over the vocabulary and squashed, clip * tanh(d / clip). Views `bare` (the
+    question alone) and `hint_only` (the teacher's prompt without the question).
+    """
+    exists = teacher_logp > ABSENT / 2
+    difference = jnp.where(exists, teacher_logp - info.view("hint_only"), 0.0)
+    centred = difference - jnp.sum(difference, axis=-1, keepdims=True) / jnp.sum(exists, axis=-1, keepdims=True)
+    target = jax.nn.log_softmax(info.view("bare") + strength * clip * jnp.tanh(centred / clip))
+    return jsd(jax.lax.stop_gradient(target), student_logp, info, beta=beta)
+
+
+def barycentre(
+    teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo, *, alpha_max: float = 0.15, beta: float = 10.0
+) -> PerToken:
+    """KL(p_S, p*), p* ~ p_T^(1-a) sg(p_S)^a, a = alpha_max (2 sigmoid(beta * JSD) - 1). DemoPSD, arXiv 2607.02502.
+
+    The farther the two are apart, the more the target leans to the student. Its gradient is (1 - a) times that of
+    KL(p_S, p_T). The paper tunes beta for each domain.
+    """
+    fixed = jax.lax.stop_gradient(student_logp)
+    a = alpha_max * (2 * jax.nn.sigmoid(beta * jsd(teacher_logp, fixed, info)) - 1)[:, None]
+    return kl(student_logp, jax.nn.log_softmax((1 - a) * teacher_logp + a * fixed))
+
+
 def cross_entropy(teacher_logp: LogProbs, student_logp: LogProbs, info: TokenInfo) -> PerToken:
     """-log p_S(y): supervised fine-tuning on the reply, the control. Always at temperature 1."""
-    return -jnp.take_along_axis(student_logp, info.reply_ids[:, None], axis=-1)[:, 0]
+    return -_at(student_logp, info.reply_ids)
+
+
+def _at(logp: LogProbs, ids: Int[Array, "C"]) -> PerToken:
+    return jnp.take_along_axis(logp, ids[:, None], axis=-1)[:, 0]
 
 
 def _log_mixture(a: LogProbs, b: LogProbs, weight: float) -> LogProbs:
@@ -151,6 +237,9 @@ MENU: dict[str, Loss] = {
         clipped_kl,
         topk_kl,
         entropy_gate,
+        contrast,
+        purified,
+        barycentre,
         cross_entropy,
     )
 }

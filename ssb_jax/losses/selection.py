@@ -1,13 +1,16 @@
-"""Which reply tokens count, decided by what student and teacher make of them in this very step.
+"""Which reply tokens count and how much, decided by what student and teacher make of them in this very step.
 
 TIP, arXiv 2604.14084: the tokens worth learning from are those where the student hesitates (high entropy), and those
 where it is sure and far from the teacher (low entropy, high divergence).
+
+IW-OPD, arXiv 2606.22600: the later a token, and the more teacher and student disagreed before it, the less it counts.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ssb_jax.losses.chunked import TokenStats
+from ssb_jax.losses.menu import TokenInfo
 
 
 def select_tokens(
@@ -31,6 +34,27 @@ def select_tokens(
         kept = uncertain | _largest(stats.kl, counted & ~uncertain, wanted / 2)
     selected = jnp.where(kept, weight, 0.0)
     return selected * (jnp.sum(weight) / jnp.sum(selected))
+
+
+def fall_with_disagreement(
+    weight: Float[Array, "groups P"], stats: TokenStats, info: TokenInfo, *, gamma: float
+) -> Float[Array, "groups P"]:
+    """Weights times 1 + gamma * (1 - share of the reply's disagreement that lies before the token), with the same sum.
+
+    The disagreement is |log p_T(y) - log p_S(y)|; a reply's tokens lie after each other. The paper takes gamma = 0.5.
+    """
+    gap = jnp.where(info.length > 0, jnp.abs(stats.further["gap"]), 0.0)
+    before = jnp.cumsum(gap, axis=-1) - gap
+    first = jnp.maximum(jnp.broadcast_to(jnp.arange(gap.shape[-1]), gap.shape) - info.position, 0)
+    last = jnp.clip(first + info.length - 1, 0, gap.shape[-1] - 1)
+
+    def at(x, index):
+        return jnp.take_along_axis(x, index, axis=-1)
+
+    start = at(before, first)
+    total = jnp.maximum(at(before + gap, last) - start, 1e-30)
+    falling = weight * (1 + gamma * (1 - (before - start) / total))
+    return falling * (jnp.sum(weight) / jnp.maximum(jnp.sum(falling), 1e-30))
 
 
 def _largest(

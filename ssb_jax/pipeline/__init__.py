@@ -16,10 +16,11 @@ from ssb_jax.pipeline.funnel import funnel, funnel_of
 from ssb_jax.pipeline.methods import reinforce, run_all, survey, train
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, roll_out, teach
 from ssb_jax.pipeline.run import Run, load_questions, save_config
-from ssb_jax.pipeline.student import distil, make_targets
+from ssb_jax.pipeline.student import check_settings, distil, make_targets
 
 __all__ = [
     "Run",
+    "check_settings",
     "distil",
     "evaluate",
     "funnel",

@@ -142,7 +142,7 @@ def _scoring(job: Job) -> Iterator[Program]:
         return lower_teacher(job.shape, job.mesh, work.batch, dtype=job.dtype, attention=job.config.model.attention)
 
     yield Program("targets", f"teacher, {work.rows} x {work.length}", teacher, held, temporaries=temporaries)
-    if job.config.targets.encoding == "logits":
+    if job.config.targets.encoding in ("logits", "topk"):
         replies = bucket(len(work.batch[0].reply_ids))
         states = _whole(job, (replies, job.shape.hidden_size), job.dtype)
         yield Program("targets", f"head, {replies} tokens", _in_mesh(job, head_function(job.mesh), model, states), held)
@@ -165,6 +165,7 @@ def _training(job: Job) -> Program:
             dtype=job.dtype,
             encoding=config.targets.encoding,
             attention=config.model.attention,
+            top_k=config.targets.top_k,
         )
 
     # The adapter and Adam's two moments of it.

@@ -113,7 +113,7 @@ def _generation(job: Job, stage: str, work: Generation) -> list[Step]:
 def _scoring(job: Job) -> Step:
     work, shape = workload.scoring(job), job.shape
     tokens, parts = work.rows * work.expected, schedule.row_parts(job.mesh)
-    logits = job.config.targets.encoding == "logits"
+    logits = job.config.targets.encoding in ("logits", "topk")
     answer = work.rows * job.assumed.answer_tokens if logits else 0
     return _step(
         job,
@@ -134,7 +134,9 @@ def _training(job: Job) -> Step:
     rank = job.config.lora.rank
     adapter = 2.0 * shape.num_layers * rank * tokens
     adapter *= sum(sum(lora_shapes(shape)[name]) for name in job.config.lora.target_modules)
-    heads = 3 if job.config.targets.encoding == "hidden" else 2  # the teacher's, the student's, the gradient's
+    heads = (
+        3 if job.config.targets.encoding in ("hidden", "none") else 2
+    )  # the teacher's, the student's, the gradient's
     passes = 2 + again  # forward, again, and the gradient of the activations: the weights are frozen
     return _step(
         job,

@@ -7,7 +7,7 @@ loss as if it had never stopped; metrics.jsonl then has every step once.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,34 @@ from ssb_jax.checkpoint import checkpoints, restore, save
 from ssb_jax.config import Config, Distillation, SsbError
 from ssb_jax.config import Lora as LoraSettings
 from ssb_jax.console import note, progress
+from ssb_jax.losses.checks import check_loss
+from ssb_jax.losses.menu import resolve_loss
 from ssb_jax.metrics import MetricsLog, no_metrics, open_metrics, read_metrics
 from ssb_jax.model.adapters import replace_adapter
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.records import Pair
-from ssb_jax.store import open_store
+from ssb_jax.store import StoreInfo, open_store
 from ssb_jax.training.batches import Weighting
 from ssb_jax.training.plan import Plan, Prepared, Targets, make_plan, prepared_batches
 from ssb_jax.training.step import StepNumbers, build_step, init_state, put_batch, run_keys
 from ssb_jax.workspace import Workspace
 
 
-def run(pairs: Sequence[Pair], *, config: Config, store_folder: Path, folder: Path, workspace: Workspace) -> dict:
+def run(
+    pairs: Sequence[Pair],
+    *,
+    config: Config,
+    store_folder: Path,
+    folder: Path,
+    workspace: Workspace,
+    views: Mapping[str, Sequence[Pair]] | None = None,
+) -> dict:
     """Trains the adapter and saves it as `folder/adapter` in PEFT's format.
+
+    Args:
+      views: the pairs with other prompts for the teacher, whose targets lie in folders of these names in the store.
 
     Returns:
       Steps, first and last loss, tokens, seconds, how many prompts and replies were cut.
@@ -45,6 +58,7 @@ def run(pairs: Sequence[Pair], *, config: Config, store_folder: Path, folder: Pa
     model, mesh = workspace.group_model, workspace.group_mesh
     store = open_store(store_folder)
     store.check(pairs, model)
+    check_settings(config, store.info)
     special = frozenset(workspace.chat.tokenizer.all_special_ids)
     lora, summary = distil(
         model,
@@ -53,6 +67,8 @@ def run(pairs: Sequence[Pair], *, config: Config, store_folder: Path, folder: Pa
         settings=config.distillation,
         lora_settings=config.lora,
         encoding=store.info.encoding,
+        temperatures=store.info.temperatures,
+        views={name: open_view(store_folder / name, there, model) for name, there in (views or {}).items()},
         seed=config.seed,
         folder=folder,
         mesh=mesh,
@@ -64,6 +80,34 @@ def run(pairs: Sequence[Pair], *, config: Config, store_folder: Path, folder: Pa
     return summary
 
 
+def check_settings(config: Config, info: StoreInfo | None = None) -> None:
+    """Says before anything is computed whether loss and targets fit each other.
+
+    Args:
+      info: of the targets that there are.
+
+    Raises:
+      SsbError: they do not.
+    """
+    settings = config.distillation
+    loss = resolve_loss(settings.loss, settings.loss_options)
+    encoding, top_k = (config.targets.encoding, config.targets.top_k) if info is None else (info.encoding, info.width)
+    check_loss(loss, encoding=encoding, top_k=top_k, views=config.targets.views, kl_weight=settings.kl_weight)
+    if info is not None and encoding == "topk" and settings.temperature not in info.temperatures:
+        raise SsbError(
+            f"distillation.temperature is {settings.temperature}, the targets know the mass of their bucket at "
+            f"{', '.join(map(str, info.temperatures))}; take one of these, or make the targets again"
+        )
+
+
+def open_view(folder: Path, prompted: Sequence[Pair], model: Transformer) -> Targets:
+    """What reads a view's targets by pair: those of the same reply after the view's own prompt."""
+    store = open_store(folder)
+    store.check(prompted, model)
+    by_id = {pair.question_id: pair for pair in prompted}
+    return lambda pair: store.read(by_id[pair.question_id])
+
+
 def distil(
     model: Transformer,
     pairs: Sequence[Pair],
@@ -73,6 +117,8 @@ def distil(
     lora_settings: LoraSettings,
     folder: Path,
     encoding: str = "hidden",
+    temperatures: tuple[float, ...] = (),
+    views: Mapping[str, Targets] | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
     pad_id: int = 0,
@@ -81,17 +127,30 @@ def distil(
     """Trains an adapter on pairs and their targets; checkpoints and metrics go to `folder`.
 
     Args:
-      targets: a pair's targets, one row a reply token: states after the last norm or logits, as `encoding` says.
+      targets: a pair's targets, one row a reply token: states after the last norm or logits, as `encoding` says; with
+        `topk` at some `temperatures`.
+      views: targets under further prompts, in the same encoding.
       special_ids: what `settings.ignore_special_tokens` leaves out of the loss.
 
     Returns:
       The adapter and a summary of the whole run, interrupted parts included.
     """
-    plan = make_plan(model.config, pairs, settings=settings, seed=seed, mesh=mesh)
+    recompute = encoding == "none"
+    plan = make_plan(model.config, pairs, settings=settings, seed=seed, mesh=mesh, recompute=recompute)
     step, optimizer = build_step(settings, lora_settings, steps=plan.steps, chunk=plan.grid.chunk, seed=seed)
     ignored = special_ids if settings.ignore_special_tokens else frozenset()
-    weighting = Weighting(settings.reduction, settings.stop_weight, settings.skip_first, ignored, settings.last_weight)
-    batches = prepared_batches(plan, targets, weighting=weighting, encoding=encoding, pad_id=pad_id)
+    weighting = Weighting(
+        settings.reduction, settings.stop_weight, settings.skip_first, ignored, settings.last_weight, settings.rise
+    )
+    batches = prepared_batches(
+        plan,
+        targets,
+        weighting=weighting,
+        encoding=encoding,
+        pad_id=pad_id,
+        temperatures=temperatures,
+        views=views,
+    )
     stopped = False
     with (
         hosts.stopping_between_steps() as stop_asked,
@@ -161,9 +220,11 @@ class _Reporter:
         if self._pending is None:
             return
         (step, numbers, prepared), self._pending = self._pending, None
-        values = {name: np.asarray(getattr(numbers, name)) for name in StepNumbers.__dataclass_fields__}
-        example_losses = values.pop("example_losses")
+        values = jax.device_get({name: getattr(numbers, name) for name in StepNumbers.__dataclass_fields__})
+        example_losses, quarters, health = (values.pop(name) for name in ("example_losses", "kl_quarters", "health"))
         row = {name: float(value) for name, value in values.items()}
+        row |= {f"kl_quarter{i}": float(value) for i, value in enumerate(quarters, 1)}
+        row |= {name: float(value) for name, value in health.items() if np.isfinite(value)}
         skipped = not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"])
         if skipped:
             what = _not_finite(step, row, example_losses, prepared)
@@ -180,6 +241,7 @@ class _Reporter:
             "epoch": step * self._plan.epochs / self._plan.steps,
             "reply_tokens": prepared.reply_tokens,
             "reply_length": prepared.reply_tokens / len(prepared.names),
+            **prepared.phrases,
             "tokens_per_second": prepared.tokens / seconds,
             "seconds": seconds,
         }

@@ -3,11 +3,14 @@
 The target of reply token t is the state at index len(prompt) - 1 + t after the last norm, or the logits there. Pairs
 are taken sorted by length, in batches of a few static shapes; an interrupted call continues with what is missing. Each
 process computes every count-th batch on its own devices.
+
+The views of `targets.views` are the same replies after other prompts, each in a store of its own.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +19,31 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ssb_jax import hosts
-from ssb_jax.config import Config, SsbError
+from ssb_jax.config import Config, SsbError, Targets
 from ssb_jax.console import progress
 from ssb_jax.model.sharding import spec, use_mesh
 from ssb_jax.model.transformer import ModelConfig, Transformer, abstract_model, model_shardings
 from ssb_jax.records import Pair
-from ssb_jax.store import TargetWriter, check_entry, open_store, store_info
+from ssb_jax.store import Rows, StoreInfo, TargetWriter, check_entry, open_store, store_info
 from ssb_jax.training.layout import Grid, Shape, bucket, choose_shapes, fitting
 from ssb_jax.training.lowering import placed
 from ssb_jax.workspace import Workspace
 
+_TOP_BATCH = 64  # reply tokens whose logits are there at a time
 
-def run(pairs: Sequence[Pair], *, config: Config, folder: Path, workspace: Workspace) -> dict:
+
+def run(
+    pairs: Sequence[Pair],
+    *,
+    config: Config,
+    folder: Path,
+    workspace: Workspace,
+    views: Mapping[str, Sequence[Pair]] | None = None,
+) -> dict:
     """Stores the targets of all pairs; those already stored are not computed again.
+
+    Args:
+      views: the pairs with other prompts for the teacher, stored in folders of these names.
 
     Returns:
       Counts: examples, reply tokens, bytes, bytes a token.
@@ -37,26 +52,47 @@ def run(pairs: Sequence[Pair], *, config: Config, folder: Path, workspace: Works
       SsbError: the folder holds another model's targets, a sequence exceeds the model's context, or the teacher's
         numbers are not finite.
     """
-    settings, model, mesh = config.targets, workspace.model, workspace.mesh
+    settings, model = config.targets, workspace.model
     dtype = workspace.dtype.name if settings.dtype == "auto" else settings.dtype
-    info = store_info(model, encoding=settings.encoding, dtype=dtype)
+    info = store_info(
+        model, encoding=settings.encoding, dtype=dtype, top_k=settings.top_k, temperatures=temperatures(config)
+    )
+    if settings.encoding == "none":
+        _check(pairs, model)
+        TargetWriter(folder, info, writer=hosts.index())
+    else:
+        _fill(folder, info, pairs, "targets", settings=settings, workspace=workspace)
+    for view, prompted in (views or {}).items():
+        _fill(folder / view, info, prompted, f"targets, view {view}", settings=settings, workspace=workspace)
+    return hosts.on_first(lambda: _counts(folder, pairs))
+
+
+def temperatures(config: Config) -> tuple[float, ...]:
+    """At which `topk` targets keep the mass of their bucket: that of the loss, and 1 for the statistics."""
+    return tuple(sorted({1.0, config.distillation.temperature}))
+
+
+def _fill(
+    folder: Path, info: StoreInfo, pairs: Sequence[Pair], label: str, *, settings: Targets, workspace: Workspace
+) -> None:
     writer = TargetWriter(folder, info, writer=hosts.index())
     stored = hosts.on_first(lambda: sorted(_stored(folder, pairs)))
-    with writer, progress("targets", len(pairs), done=len(stored)) as advance:
+    with writer, progress(label, len(pairs), done=len(stored)) as advance:
         targets = teacher_targets(
-            model,
+            workspace.model,
             pairs,
-            encoding=settings.encoding,
+            encoding=info.encoding,
             batch_size=settings.batch_size,
-            mesh=mesh,
+            mesh=workspace.mesh,
             skip=stored,
             share=hosts.share,
+            top_k=info.width,
+            temperatures=info.temperatures,
         )
         for pair, values in targets:
             if pair.question_id not in stored:
                 writer.add(pair, values)
                 advance()
-    return hosts.on_first(lambda: _counts(folder, pairs))
 
 
 def _stored(folder: Path, pairs: Sequence[Pair]) -> set[str]:
@@ -70,7 +106,7 @@ def _stored(folder: Path, pairs: Sequence[Pair]) -> set[str]:
 
 def _counts(folder: Path, pairs: Sequence[Pair]) -> dict:
     tokens = sum(len(pair.reply_ids) for pair in pairs)
-    files = [*folder.glob("*.safetensors"), *folder.glob("index-*.json")]
+    files = [*folder.rglob("*.safetensors"), *folder.rglob("index-*.json")]
     size = sum(path.stat().st_size for path in files)
     return {"examples": len(pairs), "tokens": tokens, "bytes": size, "bytes_per_token": round(size / tokens, 2)}
 
@@ -84,8 +120,12 @@ def teacher_targets(
     mesh: Mesh | None = None,
     skip: Sequence[str] | set[str] = (),
     share: Callable[[list], list] = list,
-) -> Iterator[tuple[Pair, Float[np.ndarray, "R X"]]]:
+    top_k: int = 0,
+    temperatures: tuple[float, ...] = (),
+) -> Iterator[tuple[Pair, Rows]]:
     """The teacher's states (R, D) after the last norm, or logits (R, V) in float32, for each pair's reply tokens.
+
+    With encoding `topk` the arrays `targets`, `ids` (R, top_k) and `tail` (R, temperatures), see `losses.Teacher`.
 
     Pairs come in order of length. A batch whose question ids are all in `skip` is left out.
 
@@ -97,7 +137,7 @@ def teacher_targets(
     """
     _check(pairs, model)
     skip = set(skip)
-    head = head_function(mesh) if encoding == "logits" else None
+    encode = _encode_function(mesh, encoding, top_k, temperatures)
     for batch, shape in share(list(_batches(pairs, batch_size, mesh))):
         if skip.issuperset(pair.question_id for pair in batch):
             continue
@@ -105,8 +145,8 @@ def teacher_targets(
         with use_mesh(mesh):
             states = _states_function(mesh)(model, *(_put(x, mesh) for x in arrays))
             for row, pair in enumerate(batch):
-                values = states[row] if head is None else head(model, states[row])
-                yield pair, np.asarray(values)[: len(pair.reply_ids)]
+                R = len(pair.reply_ids)
+                yield pair, jax.tree.map(lambda x, R=R: np.asarray(x)[:R], encode(model, states[row]))
 
 
 def lower_teacher(
@@ -191,6 +231,37 @@ def head_function(mesh: Mesh | None) -> Callable[..., Float[Array, "R V"]]:
         return jnp.einsum("rd,vd->rv", states, model.head_weight(), preferred_element_type=jnp.float32)
 
     return _replicated(logits, mesh)
+
+
+@functools.cache
+def _encode_function(
+    mesh: Mesh | None, encoding: str, top_k: int, temperatures: tuple[float, ...]
+) -> Callable[[Transformer, Float[Array, "R D"]], Any]:
+    """(model, states) -> what is stored of them."""
+
+    def top(model, states):
+        def of_token(state):
+            logits = jnp.einsum("d,vd->v", state, model.head_weight(), preferred_element_type=jnp.float32)
+            return largest(logits, top_k, temperatures)
+
+        return jax.lax.map(of_token, states, batch_size=_TOP_BATCH)
+
+    match encoding:
+        case "hidden":
+            return lambda model, states: states
+        case "logits":
+            return head_function(mesh)
+        case "topk":
+            return _replicated(top, mesh)
+    raise ValueError(f"no encoding {encoding!r}")
+
+
+def largest(logits: Float[Array, " V"], k: int, temperatures: tuple[float, ...]) -> dict[str, Array]:
+    """The k largest logits less the largest, their ids, and the logsumexp of all others at each temperature."""
+    values, ids = jax.lax.top_k(logits, k)
+    others = jnp.where(jnp.zeros(logits.shape, bool).at[ids].set(True), -jnp.inf, logits - values[0])
+    tail = jnp.stack([jax.nn.logsumexp(others / temperature) for temperature in temperatures])
+    return {"targets": values - values[0], "ids": ids, "tail": tail}
 
 
 def _replicated(function: Callable, mesh: Mesh | None) -> Callable:

@@ -5,12 +5,14 @@ Token weights are settled here, on the host, with their normaliser, so that a st
 token mean with or without packing and micro-batches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import jax
 import numpy as np
+import scipy.special
 from jaxtyping import Float, Int
 
 from ssb_jax.config import SsbError
@@ -18,6 +20,8 @@ from ssb_jax.losses.chunked import Teacher
 from ssb_jax.losses.menu import TokenInfo
 from ssb_jax.records import Pair
 from ssb_jax.training.layout import Grid, Placement, Shape
+
+Reader = Callable[[Pair], Any]  # what is stored of a pair, one row a reply token; see `store.Rows`
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Batch:
     info: TokenInfo  # arrays (M, groups, P)
     example: Int[np.ndarray, "M groups P"]
     weight: Float[np.ndarray, "M groups P"]
-    teacher: Teacher  # values (M, groups, P, X)
+    teacher: Teacher  # values (M, groups, P, X); with encoding `none` a TeacherInput
     chunks: Int[np.ndarray, " M"]
 
 
@@ -81,6 +85,8 @@ class Weighting:
       skip_first: so many first tokens of each reply do not count.
       ignored_ids: tokens of the reply that do not count (special tokens).
       last_weight: of a reply's last token relative to its first, linear in between.
+      rise: (least, middle, width): a token at the share x of its reply weighs least + (1 - least) *
+        sigmoid((x - middle) / width), times the above. PW-OPSD, arXiv 2605.21606.
     """
 
     reduction: str = "token"
@@ -88,6 +94,7 @@ class Weighting:
     skip_first: int = 0
     ignored_ids: frozenset[int] = frozenset()
     last_weight: float = 1.0
+    rise: tuple[float, float, float] | None = None
 
     def __call__(self, examples: Sequence[Example]) -> list[Float[np.ndarray, "R"]]:
         """Weights of each example's reply tokens; they add up to 1 over the batch.
@@ -110,6 +117,10 @@ class Weighting:
     def _raw(self, example: Example) -> np.ndarray:
         ids = example.reply
         weight = np.linspace(1.0, self.last_weight, len(ids))
+        if self.rise is not None:
+            least, middle, width = self.rise
+            share = (np.arange(len(ids)) + 0.5) / len(ids)
+            weight *= least + (1 - least) * scipy.special.expit((share - middle) / width)
         if self.ignored_ids:
             weight[[token in self.ignored_ids for token in ids]] = 0.0
         if example.pair.teacher_stop and len(ids) == len(example.pair.reply_ids):
@@ -127,7 +138,7 @@ def data_order(count: int, *, batch_size: int, epochs: int, seed: int) -> grain.
 
 def collate(
     examples: Sequence[Example],
-    targets: Callable[[Pair], Float[np.ndarray, "R X"]],
+    targets: Reader | None,
     *,
     placement: Placement,
     shape: Shape,
@@ -135,14 +146,21 @@ def collate(
     weights: Sequence[Float[np.ndarray, "R"]],
     encoding: str,
     pad_id: int,
+    temperatures: tuple[float, ...] = (),
+    views: Mapping[str, Reader] | None = None,
 ) -> Batch:
-    """Fills the arrays of a step; padding has segment 0, weight 0 and length 0."""
+    """Fills the arrays of a step; padding has segment 0, weight 0 and length 0.
+
+    Args:
+      targets, views: read what is stored of a pair; without `targets` the teacher's values stay None.
+    """
     M, B, T, P, groups = shape.micros, shape.rows, shape.length, shape.replies, grid.groups
     tokens = np.full((M, B, T), pad_id, np.int32)
     positions, segment_ids = (np.zeros((M, B, T), np.int32) for _ in range(2))
     index, example_of, reply_ids, position, length = (np.zeros((M, groups, P), np.int32) for _ in range(5))
     weight = np.zeros((M, groups, P), np.float32)
-    values, chunks = None, np.zeros(M, np.int32)
+    readers = {"": targets, **(views or {})} if targets is not None else {}
+    stored, chunks = dict.fromkeys(readers), np.zeros(M, np.int32)
     for spot in _spots(examples, placement):
         example, i, m = examples[spot.example], spot.example, spot.micro
         R = len(example.reply)
@@ -154,13 +172,21 @@ def collate(
         index[slots] = spot.row * T + spot.start + len(example.prompt) - 1 + np.arange(R)
         reply_ids[slots], position[slots], length[slots] = example.reply, np.arange(R), R
         example_of[slots], weight[slots] = i, weights[i]
-        target = targets(example.pair)[:R]
-        if values is None:
-            values = np.zeros((M, groups, P, target.shape[-1]), target.dtype)
-        values[slots] = target
+        for name, read in readers.items():
+            stored[name] = _put_rows(stored[name], read(example.pair), slots, (M, groups, P))
         chunks[m] = max(chunks[m], -(-(spot.slot + R) // grid.chunk))
-    info, teacher = TokenInfo(reply_ids, position, length), Teacher(values, encoding)
+    teacher = Teacher(stored.pop("", None), encoding, temperatures, stored)
+    info = TokenInfo(reply_ids, position, length)
     return Batch(tokens, positions, segment_ids, index, info, example_of, weight, teacher, chunks)
+
+
+def _put_rows(arrays: Any, rows: Any, slots: tuple, shape: tuple[int, ...]) -> Any:
+    """Puts the rows of an example (an array, or several by name) into arrays of the batch, made with the first."""
+    if arrays is None:
+        arrays = jax.tree.map(lambda x: np.zeros((*shape, x.shape[-1]), x.dtype), rows)
+    for array, values in zip(jax.tree.leaves(arrays), jax.tree.leaves(rows), strict=True):
+        array[slots] = values[: slots[-1].stop - slots[-1].start]
+    return arrays
 
 
 @dataclass(frozen=True)

@@ -96,14 +96,14 @@ def _pack(totals: dict[int, int], grid: Grid) -> tuple[list[list[int]], int]:
     options = {bucket(max(longest, -(-tokens // rows))) for rows in wanted}
 
     def cost(length: int) -> float:
-        rows = -(-len(_first_fit(totals, length)) // grid.row_multiple) * grid.row_multiple
+        rows = -(-len(first_fit(totals, length)) // grid.row_multiple) * grid.row_multiple
         return rows * length * (1 + length / grid.attention_length)
 
     length = min(sorted(options), key=cost)
-    return _first_fit(totals, length), length
+    return first_fit(totals, length), length
 
 
-def _first_fit(totals: dict[int, int], length: int) -> list[list[int]]:
+def first_fit(totals: dict[int, int], length: int) -> list[list[int]]:
     """First-fit decreasing: each example, longest first, goes into the first row with room."""
     rows: list[list[int]] = []
     room: list[int] = []

@@ -16,6 +16,7 @@ from ssb_jax.config import Lora as LoraSettings
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import ModelConfig, abstract_model, model_shardings
 from ssb_jax.records import Pair
+from ssb_jax.store import Rows
 from ssb_jax.training.batches import Batch, Weighting
 from ssb_jax.training.plan import Plan, make_plan, prepared_batches
 from ssb_jax.training.step import batch_shardings, build_step, init_state, run_keys, state_shardings
@@ -31,15 +32,16 @@ def lower_step(
     dtype: jnp.dtype = jnp.bfloat16,
     encoding: str = "hidden",
     attention: str = "auto",
+    top_k: int = 100,
 ) -> jax.stages.Lowered:
     """The step on the first batch that these pairs give; `.compile()` of it says how much memory a chip needs."""
-    plan = make_plan(config, pairs, settings=settings, seed=0, mesh=mesh)
+    plan = make_plan(config, pairs, settings=settings, seed=0, mesh=mesh, recompute=encoding == "none")
     step, optimizer = build_step(settings, lora_settings, steps=plan.steps, chunk=plan.grid.chunk, seed=0)
     model = abstract_model(config, dtype)
     model.attention = attention
     state = jax.eval_shape(lambda key: init_state(model, lora_settings, optimizer, key=key), run_keys(0)[0])
-    width = config.hidden_size if encoding == "hidden" else config.vocab_size
-    batch = _first_batch(plan, width=width, dtype=dtype, encoding=encoding)
+    width = {"hidden": config.hidden_size, "logits": config.vocab_size, "topk": top_k, "none": 0}[encoding]
+    batch = _first_batch(plan, width=width, dtype=dtype, encoding=encoding, temperature=settings.temperature)
     arguments = (
         placed(model, model_shardings(model, mesh)),
         placed(state, state_shardings(state, optimizer, mesh)),
@@ -67,9 +69,15 @@ def placed(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s), tree, shardings)
 
 
-def _first_batch(plan: Plan, *, width: int, dtype: jnp.dtype, encoding: str) -> Batch:
-    def targets(pair: Pair) -> np.ndarray:
-        return np.zeros((len(pair.reply_ids), width), dtype)
+def _first_batch(plan: Plan, *, width: int, dtype: jnp.dtype, encoding: str, temperature: float) -> Batch:
+    known = (1.0, temperature)
 
-    batches = prepared_batches(plan, targets, weighting=Weighting(), encoding=encoding, pad_id=0)
+    def targets(pair: Pair) -> Rows:
+        R = len(pair.reply_ids)
+        rows = np.zeros((R, width), dtype)
+        if encoding != "topk":
+            return rows
+        return {"targets": rows, "ids": np.zeros((R, width), np.int32), "tail": np.zeros((R, len(known)), np.float32)}
+
+    batches = prepared_batches(plan, targets, weighting=Weighting(), encoding=encoding, pad_id=0, temperatures=known)
     return next(batches).batch

@@ -1,22 +1,23 @@
 """A run's data, all known before its first step: examples cut to length, their order, and the shapes to compile for."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import grain
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
 
 from ssb_jax.config import Distillation, SsbError
 from ssb_jax.console import note
+from ssb_jax.losses.chunked import Teacher
 from ssb_jax.model.transformer import ModelConfig
 from ssb_jax.records import Pair
-from ssb_jax.training.batches import Batch, Example, Weighting, collate, cut, data_order
+from ssb_jax.training.batches import Batch, Example, Reader, Weighting, collate, cut, data_order
 from ssb_jax.training.layout import Grid, Placement, Shape, bucket, choose_shapes, fitting, place
+from ssb_jax.training.phrases import count_phrases
+from ssb_jax.training.recompute import TeacherShape, teacher_input, teacher_shape
 
-Targets = Callable[[Pair], Float[np.ndarray, "R X"]]
+Targets = Reader
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Plan:
     cut_prompts: int
     cut_replies: int
     epochs: int
+    teacher: TeacherShape | None = None  # where the teacher is computed again in each step
 
     @property
     def steps(self) -> int:
@@ -42,9 +44,18 @@ class Plan:
 
 
 def make_plan(
-    config: ModelConfig, pairs: Sequence[Pair], *, settings: Distillation, seed: int, mesh: Mesh | None = None
+    config: ModelConfig,
+    pairs: Sequence[Pair],
+    *,
+    settings: Distillation,
+    seed: int,
+    mesh: Mesh | None = None,
+    recompute: bool = False,
 ) -> Plan:
     """Cuts the examples to length, fixes their order, and chooses the few shapes that the run compiles for.
+
+    Args:
+      recompute: whether the teacher is computed again in each step, which needs room for its prompts.
 
     Raises:
       SsbError: there are no pairs, or one has no reply.
@@ -70,7 +81,11 @@ def make_plan(
     chunk = min(settings.chunk_tokens, bucket(max(need.replies for need in needs)))
     grid = dataclasses.replace(grid, chunk=chunk)
     needs = [_place(examples, order[i], grid)[1] for i in range(len(order))]
-    return Plan(examples, order, grid, choose_shapes(needs, grid), cut_prompts, cut_replies, settings.epochs)
+    shapes, teacher = choose_shapes(needs, grid), None
+    if recompute:
+        steps = [[examples[j] for j in order[i]] for i in range(len(order))]
+        teacher = teacher_shape([(step, _place(step, range(len(step)), grid)[0]) for step in steps], grid)
+    return Plan(examples, order, grid, shapes, cut_prompts, cut_replies, settings.epochs, teacher)
 
 
 def _place(examples: Sequence[Example], members: Sequence[int], grid: Grid) -> tuple[Placement, Shape]:
@@ -99,28 +114,48 @@ class Prepared:
     names: tuple[str, ...]
     reply_tokens: int
     tokens: int
+    phrases: Mapping[str, float]  # see `training.phrases`
 
 
 def prepared_batches(
-    plan: Plan, targets: Targets, *, weighting: Weighting, encoding: str, pad_id: int
+    plan: Plan,
+    targets: Targets | None,
+    *,
+    weighting: Weighting,
+    encoding: str,
+    pad_id: int,
+    temperatures: tuple[float, ...] = (),
+    views: Mapping[str, Targets] | None = None,
 ) -> grain.DatasetIterator:
-    """The prepared batches in order, a few ahead of the step, from an iterator whose position can be saved."""
+    """The prepared batches in order, a few ahead of the step, from an iterator whose position can be saved.
+
+    Args:
+      targets, views: read what is stored of a pair; nothing with encoding `none`.
+    """
 
     def prepare(members: tuple[int, ...]) -> Prepared:
         examples = [plan.examples[i] for i in members]
         placement, shape = plan.place(members)
         batch = collate(
             examples,
-            targets,
+            None if encoding == "none" else targets,
             placement=placement,
             shape=shape,
             grid=plan.grid,
             weights=weighting(examples),
             encoding=encoding,
             pad_id=pad_id,
+            temperatures=temperatures,
+            views=views,
         )
+        if plan.teacher is not None:
+            source = teacher_input(
+                examples, placement, shape=shape, teacher=plan.teacher, grid=plan.grid, pad_id=pad_id
+            )
+            batch = dataclasses.replace(batch, teacher=Teacher(source, encoding))
         names = tuple(example.pair.question_id for example in examples)
-        return Prepared(batch, names, sum(len(e.reply) for e in examples), sum(e.tokens for e in examples))
+        reply_tokens, tokens = sum(len(e.reply) for e in examples), sum(e.tokens for e in examples)
+        return Prepared(batch, names, reply_tokens, tokens, count_phrases([e.pair.solution for e in examples]))
 
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(plan.order.map(prepare).to_iter_dataset(options))

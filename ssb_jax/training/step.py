@@ -12,17 +12,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssb_jax.config import Distillation, SsbError
 from ssb_jax.config import Lora as LoraSettings
-from ssb_jax.losses.chunked import Objective, TokenStats, make_objective, token_losses
-from ssb_jax.losses.menu import resolve_loss
-from ssb_jax.losses.selection import select_tokens
+from ssb_jax.losses.chunked import FURTHER, Objective, Teacher, TokenStats, make_objective, token_losses
+from ssb_jax.losses.menu import TokenInfo, resolve_loss
+from ssb_jax.losses.selection import fall_with_disagreement, select_tokens
 from ssb_jax.model.lora import Lora, init_lora, lora_shardings
-from ssb_jax.model.sharding import constrain, spec
+from ssb_jax.model.sharding import constrain, leaf_name, spec
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.training.batches import Batch
+from ssb_jax.training.recompute import TeacherInput
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +48,9 @@ class StepNumbers:
     agreement: Float[Array, ""]  # share of tokens where teacher and student have the same most likely token
     student_entropy: Float[Array, ""]
     teacher_entropy: Float[Array, ""]
+    kl_quarters: Float[Array, "4"]  # KL in each quarter of the replies
     example_losses: Float[Array, " examples"]  # what each example contributes to the loss
+    health: dict[str, Float[Array, ""]]  # see `losses.health`; NaN in steps that do not look, empty if none does
 
 
 Step = Callable[[Transformer, TrainState, Batch], tuple[TrainState, StepNumbers]]
@@ -114,13 +117,12 @@ def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
     rows = NamedSharding(mesh, PartitionSpec(None, *spec("batch", "tokens")))
     grouped = NamedSharding(mesh, PartitionSpec(None, *spec("groups")))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    sharded = {"tokens": rows, "positions": rows, "segment_ids": rows, "chunks": everywhere}
-    return Batch(
-        **{
-            name: sharded.get(name) or jax.tree.map(lambda _: grouped, getattr(batch, name))
-            for name in Batch.__dataclass_fields__
-        }
-    )
+    special = {"tokens": rows, "positions": rows, "segment_ids": rows, "chunks": everywhere}
+
+    def sharding(path, _):
+        return special.get(leaf_name(path).rpartition(".")[2], grouped)
+
+    return jax.tree_util.tree_map_with_path(sharding, batch)
 
 
 def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
@@ -151,6 +153,9 @@ def build_step(
         dropout_key=run_keys(seed)[1] if lora_settings.dropout > 0 else None,
         select=settings.select,
         select_share=settings.select_share,
+        fall=settings.fall,
+        temperature=settings.temperature,
+        health_every=settings.health_every,
     )
     return step, optimizer
 
@@ -166,6 +171,9 @@ def make_step(
     dropout_key: Key[Array, ""] | None = None,
     select: str = "all",
     select_share: float = 0.5,
+    fall: float | None = None,
+    temperature: float = 1.0,
+    health_every: int = 0,
 ) -> Step:
     """The compiled step; `state` is donated. A loss or gradient that is not finite leaves adapter and optimizer alone.
 
@@ -173,22 +181,36 @@ def make_step(
       chunk: reply tokens that pass through the head at a time.
       examples: the most examples a batch has.
       dropout_key: seeds LoRA's dropout; None switches it off.
-      select, select_share: see `losses.selection`; the share is of each micro-batch.
+      select, select_share, fall: see `losses.selection`; the share is of each micro-batch.
+      temperature: the objective's.
+      health_every: steps between looks at the most likely words; 0 is never.
     """
+    further = fall is not None or health_every > 0
 
     def step(model: Transformer, state: TrainState, batch: Batch) -> tuple[TrainState, StepNumbers]:
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
+        measure = jnp.asarray(health_every > 0) & (state.step % max(health_every, 1) == 0) if further else None
 
-        def loss_of(lora: Lora, micro: Batch, micro_key) -> tuple[Array, tuple[TokenStats, Array]]:
+        def loss_of(lora: Lora, micro: Batch, micro_key):
             losses, stats = reply_losses(
-                model, lora, micro, objective=objective, chunk=chunk, remat=remat, dropout_key=micro_key
+                model,
+                lora,
+                micro,
+                objective=objective,
+                chunk=chunk,
+                remat=remat,
+                dropout_key=micro_key,
+                temperature=temperature,
+                measure=measure,
             )
             weight = select_tokens(micro.weight, stats, rule=select, share=select_share)
+            if fall is not None:
+                weight = fall_with_disagreement(weight, stats, micro.info, gamma=fall)
             weighted = losses * weight
             sums = jax.ops.segment_sum(weighted.ravel(), micro.example.ravel(), num_segments=examples)
             counted = (micro.info.length > 0).astype(jnp.float32)
             totals = jax.tree.map(lambda x: jnp.sum(x * counted), stats)
-            return jnp.sum(weighted), (totals, jnp.sum(counted), sums)
+            return jnp.sum(weighted), (totals, jnp.sum(counted), _by_quarter(stats.kl, micro.info), sums)
 
         def add_micro(total, per_micro):
             micro, i = per_micro
@@ -198,10 +220,11 @@ def make_step(
 
         zeros = jax.tree.map(jnp.zeros_like, state.lora)
         zero = jnp.zeros((), jnp.float32)
-        start = (zero, (TokenStats(zero, zero, zero, zero), zero, jnp.zeros(examples, jnp.float32)), zeros)
+        stats = TokenStats(zero, zero, zero, zero, dict.fromkeys(FURTHER, zero) if further else {})
+        start = (zero, (stats, zero, jnp.zeros((2, 4), jnp.float32), jnp.zeros(examples, jnp.float32)), zeros)
         micros = batch.tokens.shape[0]
         total, _ = jax.lax.scan(add_micro, start, (batch, jnp.arange(micros, dtype=jnp.int32)))
-        loss, (stats, tokens, example_losses), gradient = total
+        loss, (stats, tokens, (quarter_sums, quarter_counts), example_losses), gradient = total
         norm = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.lora)
         lora = optax.apply_updates(state.lora, updates)
@@ -214,7 +237,9 @@ def make_step(
             grad_norm=norm,
             learning_rate=jnp.asarray(schedule(_updates_done(state)), jnp.float32),
             example_losses=example_losses,
-            **{name: getattr(stats, name) / tokens for name in TokenStats.__dataclass_fields__},
+            kl_quarters=quarter_sums / jnp.maximum(quarter_counts, 1),
+            health=_health(stats, tokens, measure) if health_every > 0 else {},
+            **{name: getattr(stats, name) / tokens for name in TokenStats.__dataclass_fields__ if name != "further"},
         )
         return TrainState(lora, optimizer_state, state.step + 1), numbers
 
@@ -227,6 +252,21 @@ def _updates_done(state: TrainState) -> Int[Array, ""]:
     return counts[0][1] if counts else state.step
 
 
+def _by_quarter(values: Float[Array, "groups P"], info: TokenInfo) -> Float[Array, "2 4"]:
+    """Sums over each quarter of the replies, and how many tokens lie in it."""
+    quarter = jnp.where(info.length > 0, 4 * info.position // jnp.maximum(info.length, 1), 4)
+    member = jax.nn.one_hot(quarter, 4)  # none of them for padding
+    return jnp.stack([jnp.einsum("gp,gpq->q", values, member), jnp.sum(member, axis=(0, 1))])
+
+
+def _health(stats: TokenStats, tokens: Float[Array, ""], measure: Bool[Array, ""]) -> dict[str, Float[Array, ""]]:
+    found = {
+        "top10_overlap": stats.further["overlap"] / tokens,
+        "outside_top100": stats.further["outside"] / stats.further["soft_kl"],
+    }
+    return {name: jnp.where(measure, value, jnp.nan) for name, value in found.items()}
+
+
 def reply_losses(
     model: Transformer,
     lora: Lora | None,
@@ -236,17 +276,32 @@ def reply_losses(
     chunk: int,
     remat: str = "none",
     dropout_key: Key[Array, ""] | None = None,
+    temperature: float = 1.0,
+    measure: Bool[Array, ""] | None = None,
 ) -> tuple[Float[Array, "groups P"], TokenStats]:
     """Loss and statistics at each reply token of one micro-batch (a Batch without its leading axis)."""
     states = reply_states(model, lora, batch, remat=remat, dropout_key=dropout_key)
+    teacher = batch.teacher
+    if teacher.encoding == "none":
+        teacher = Teacher(jax.lax.stop_gradient(reply_states(model, None, teacher.values)))
     head = jax.lax.stop_gradient(model.head_weight())
-    return token_losses(states, batch.teacher, head, batch.info, objective=objective, chunk=chunk, chunks=batch.chunks)
+    return token_losses(
+        states,
+        teacher,
+        head,
+        batch.info,
+        objective=objective,
+        chunk=chunk,
+        chunks=batch.chunks,
+        temperature=temperature,
+        measure=measure,
+    )
 
 
 def reply_states(
     model: Transformer,
     lora: Lora | None,
-    batch: Batch,
+    batch: Batch | TeacherInput,
     *,
     remat: str = "none",
     dropout_key: Key[Array, ""] | None = None,
