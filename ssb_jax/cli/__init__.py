@@ -4,7 +4,21 @@ Results go to files and stdout, progress to stderr. Exit status: 0 success, 1 an
 usage.
 """
 
-from ssb_jax.cli import answers, baselines, bench, compare, doctor, grpo, models, preflight, report, stages, study
+from ssb_jax.cli import (
+    answers,
+    baselines,
+    bench,
+    compare,
+    doctor,
+    exchange,
+    grpo,
+    losses,
+    models,
+    preflight,
+    report,
+    stages,
+    study,
+)
 from ssb_jax.cli.group import main
 
 __all__ = [
@@ -13,7 +27,9 @@ __all__ = [
     "bench",
     "compare",
     "doctor",
+    "exchange",
     "grpo",
+    "losses",
     "main",
     "models",
     "preflight",

@@ -45,10 +45,16 @@ def teach(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
 
 
 @in_run_folder
-def targets(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--fidelity", is_flag=True, help="Measure what each encoding costs and loses instead of storing targets.")
+def targets(config: Path, out: Path, overrides: tuple[str, ...], fidelity: bool) -> None:
     """The teacher's distributions on the pairs' replies."""
     with opened(config, out, overrides, stage="training") as (pipeline, current):
-        pipeline.make_targets(current)
+        if fidelity:
+            from ssb_jax.lab.fidelity import measure_fidelity
+
+            measure_fidelity(current)
+        else:
+            pipeline.make_targets(current)
 
 
 @in_run_folder

@@ -146,10 +146,10 @@ def _loop(objective, chunk, temperature, hidden, teacher, head, info, chunks, me
     """(losses, stats, gradient of each token's loss in its hidden state, in hidden's dtype)."""
     groups, P, _ = hidden.shape
     V, head = head.shape[0], _split_head(head)
-    decode = functools.partial(_decode, head=head, V=V)
+    to_logits = functools.partial(decode, head=head, V=V)
 
     def logits(values, temperature):
-        return decode(values, teacher.encoding, teacher.temperatures, temperature)
+        return to_logits(values, teacher.encoding, teacher.temperatures, temperature)
 
     def body(i, carry):
         losses, stats, gradient = carry
@@ -158,7 +158,7 @@ def _loop(objective, chunk, temperature, hidden, teacher, head, info, chunks, me
         target = logits(stored, temperature)
         views = {name: logits(part(values), temperature) for name, values in teacher.views.items()}
         token_info = replace(part(info), views=views)
-        student = decode(part(hidden))
+        student = to_logits(part(hidden))
 
         def loss_of(student):
             return jax.vmap(objective)(target, student, token_info)
@@ -185,8 +185,11 @@ def _loop(objective, chunk, temperature, hidden, teacher, head, info, chunks, me
     return jax.lax.fori_loop(0, chunks, body, start)
 
 
-def _decode(values, encoding="hidden", temperatures=(), temperature=1.0, *, head, V):
-    """Logits (groups, C, V'), filled up to the rows of the split head; right at this temperature for `topk`."""
+def decode(values, encoding="hidden", temperatures=(), temperature=1.0, *, head, V):
+    """Logits (groups, C, V') of stored values, filled up to the rows of the split head.
+
+    Those of `topk` are right at this temperature only.
+    """
     match encoding:
         case "hidden":
             out = jnp.einsum("gcd,vd->gcv", values, head, preferred_element_type=jnp.float32)

@@ -17,6 +17,7 @@ from ssb_jax.pipeline.methods import reinforce, run_all, survey, train
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, roll_out, teach
 from ssb_jax.pipeline.run import Run, load_questions, save_config
 from ssb_jax.pipeline.student import check_settings, distil, make_targets
+from ssb_jax.pipeline.views import hints_by_id, view_pairs
 
 __all__ = [
     "Run",
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate",
     "funnel",
     "funnel_of",
+    "hints_by_id",
     "load_pairs",
     "load_questions",
     "make_pairs",
@@ -36,4 +38,5 @@ __all__ = [
     "survey",
     "teach",
     "train",
+    "view_pairs",
 ]

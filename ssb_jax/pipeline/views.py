@@ -21,7 +21,7 @@ def view_pairs(run: Run, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
       SsbError: a view needs a pair's hint, and the run has none.
     """
     wanted = run.config.targets.views
-    hints = _hints(run) if set(wanted) - {"bare"} else {}
+    hints = hints_by_id(run) if set(wanted) - {"bare"} else {}
     return {view: [_prompted(run, pair, hints, view) for pair in pairs] for view in wanted}
 
 
@@ -40,6 +40,7 @@ def _prompted(run: Run, pair: Pair, hints: dict[str, Hint], view: str) -> Pair:
     return replace(pair, teacher_prompt_ids=tuple(run.workspace.chat.encode_prompt(messages)))
 
 
-def _hints(run: Run) -> dict[str, Hint]:
+def hints_by_id(run: Run) -> dict[str, Hint]:
+    """The hint of each mixed question."""
     files = sorted((run.folder / "blocks").glob("*/hints/hints.jsonl"))
     return {hint.question_id: hint for file in files for hint in read_jsonl(file, Hint) if hint.dropped is None}

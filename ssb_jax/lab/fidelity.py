@@ -1,0 +1,225 @@
+"""What each encoding of the targets costs and loses, against full logits in float32, on some pairs of a run.
+
+The student is a fresh adapter, so its gradient is that of the first step. `topk` is measured by the loss that it allows
+(`topk_kl`), the others by the published one.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ssb_jax.artifacts import write_atomically
+from ssb_jax.console import table
+from ssb_jax.lab.sample import Sample, take_sample
+from ssb_jax.losses.chunked import decode, make_objective
+from ssb_jax.losses.menu import kl, resolve_loss
+from ssb_jax.model.lora import Lora, init_lora
+from ssb_jax.model.sharding import use_mesh
+from ssb_jax.pipeline import Run, load_pairs
+from ssb_jax.records import Pair
+from ssb_jax.stages.targets import largest, teacher_targets, temperatures
+from ssb_jax.store import StoreInfo
+from ssb_jax.training.step import reply_losses, run_keys
+
+PAIRS = 16
+REFERENCE = "logits, float32"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A way to store targets: what it keeps of a token's state (D,), and the loss to measure it by."""
+
+    name: str
+    kind: str
+    dtype: str
+    width: int
+    keep: Callable[[jax.Array], Any] | None
+    loss: str = "ssb"
+    options: tuple[tuple[str, int], ...] = ()
+
+    def info(self, known: tuple[float, ...]) -> StoreInfo:
+        return StoreInfo(self.kind, self.dtype, self.width, "", "", known if self.kind == "topk" else ())
+
+
+def measure_fidelity(run: Run) -> list[dict[str, Any]]:
+    """Prints the table of encodings and writes it to `fidelity.json` in the run's folder.
+
+    Raises:
+      SsbError: the run has no pairs yet.
+    """
+    pairs = load_pairs(run)[:PAIRS]
+    workspace, config = run.workspace, run.config
+    rows = fidelity(run, pairs)
+    tokens = sum(len(pair.reply_ids) for pair in pairs)
+    about = {
+        "model": config.model.path,
+        "dtype": workspace.dtype.name,
+        "vocabulary": workspace.model.config.vocab_size,
+        "width": workspace.model.config.hidden_size,
+        "temperature": config.distillation.temperature,
+        "pairs": len(pairs),
+        "reply_tokens": tokens,
+    }
+    write_atomically(run.folder / "fidelity.json", json.dumps({**about, "encodings": rows}, indent=1))
+    header = ("encoding", "bytes a token", "KL error", "loss error", "gradient cosine", "gradient norm")
+    keys = ("encoding", "bytes_per_token", "kl_error", "loss_error", "gradient_cosine", "gradient_norm_ratio")
+    table(
+        f"Targets against {REFERENCE}: {len(pairs)} pairs, {tokens:,} reply tokens",
+        header,
+        [tuple(_shown(row[key]) for key in keys) for row in rows],
+    )
+    return rows
+
+
+def _shown(value: Any) -> Any:
+    return f"{value:.8f}" if isinstance(value, float) and abs(value - 1) < 1e-3 else value
+
+
+def fidelity(run: Run, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """For each encoding: bytes a token; mean KL(exact, encoded) at the loss's temperature in nats; relative error of
+    the loss; cosine of the adapter's gradient with the exact one, and the ratio of their norms."""
+    workspace, config = run.workspace, run.config
+    model, mesh = workspace.model, workspace.mesh
+    head, T, known = model.head_weight(), config.distillation.temperature, temperatures(config)
+    states = {pair.question_id: x.astype(np.float32) for pair, x in teacher_targets(model, pairs, mesh=mesh)}
+    sample, again = (
+        take_sample(
+            model.config,
+            pairs,
+            settings=config.distillation,
+            mesh=mesh,
+            pad_id=workspace.chat.pad_id,
+            recompute=recompute,
+        )
+        for recompute in (False, True)
+    )
+    lora = init_lora(model.config, config.lora, key=run_keys(config.seed)[0])
+    rows, exact = [], {}
+    for encoding in encodings(head, model.config.hidden_size, config.targets.top_k, known, workspace.dtype.name):
+        reader = _reader(encoding, states)
+        losses = _LossOf(encoding.loss, dict(encoding.options), T, sample.plan.grid.chunk, config.distillation.remat)
+        where = sample if encoding.keep is not None else again
+        found = losses.value_and_gradient(model, lora, where, reader, encoding.kind, known)
+        reference = exact.setdefault(encoding.loss, found)
+        if encoding.name == f"logits for {encoding.loss}":
+            continue
+        rows.append(
+            {
+                "encoding": encoding.name,
+                "bytes_per_token": encoding.info(known).bytes_per_token,
+                "kl_error": 0.0 if reader is None else _kl_error(reader, states, encoding.kind, head, T, known),
+                **_compared(found, reference),
+            }
+        )
+    return rows
+
+
+def encodings(head: jax.Array, D: int, top_k: int, known: tuple[float, ...], dtype: str) -> list[Encoding]:
+    """The reference first; before `topk`, the exact value of its loss."""
+    V = head.shape[0]
+    k = min(top_k, V - 1)
+    options = (("k", k),)
+
+    def logits(state: jax.Array) -> jax.Array:
+        return jnp.einsum("d,vd->v", state, head, preferred_element_type=jnp.float32)
+
+    def rounded(keep: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+        return lambda state: keep(state).astype(jnp.bfloat16)
+
+    return [
+        Encoding(REFERENCE, "logits", "float32", V, logits),
+        Encoding("logits, bfloat16", "logits", "bfloat16", V, rounded(logits)),
+        Encoding("hidden, float32", "hidden", "float32", D, lambda state: state),
+        Encoding("hidden, bfloat16", "hidden", "bfloat16", D, rounded(lambda state: state)),
+        Encoding("none", "none", dtype, 0, None),
+        Encoding("logits for topk_kl", "logits", "float32", V, logits, "topk_kl", options),
+        Encoding(
+            f"topk {k}, float32", "topk", "float32", k, lambda s: largest(logits(s), k, known), "topk_kl", options
+        ),
+    ]
+
+
+def _reader(encoding: Encoding, states: dict[str, np.ndarray]) -> Callable[[Pair], Any] | None:
+    if encoding.keep is None:
+        return None
+    keep = jax.jit(lambda x: jax.lax.map(encoding.keep, x, batch_size=64))
+    kept = {key: jax.tree.map(np.asarray, keep(jnp.asarray(x))) for key, x in states.items()}
+    return lambda pair: kept[pair.question_id]
+
+
+@dataclass(frozen=True)
+class _LossOf:
+    """A loss of the menu at the run's temperature."""
+
+    name: str
+    options: dict[str, Any]
+    temperature: float
+    chunk: int
+    remat: str
+
+    def value_and_gradient(
+        self, model, lora: Lora, sample: Sample, reader, kind: str, known: tuple[float, ...]
+    ) -> tuple[float, Lora]:
+        objective = make_objective(resolve_loss(self.name, self.options), temperature=self.temperature)
+
+        @jax.jit
+        def step(lora: Lora, model, micro):
+            def total(lora: Lora):
+                losses, _ = reply_losses(
+                    model,
+                    lora,
+                    micro,
+                    objective=objective,
+                    chunk=self.chunk,
+                    remat=self.remat,
+                    temperature=self.temperature,
+                )
+                return jnp.sum(losses * micro.weight)
+
+            return jax.value_and_grad(total)(lora)
+
+        batch = sample.batch(reader, encoding=kind, temperatures=known if kind == "topk" else ()).batch
+        with use_mesh(sample.mesh):
+            parts = [step(lora, model, micro) for micro in sample.micros(batch)]
+        return jax.tree.map(lambda *xs: sum(xs), *parts)
+
+
+def _compared(found: tuple[Any, Lora], exact: tuple[Any, Lora]) -> dict[str, float]:
+    (value, gradient), (exact_value, exact_gradient) = jax.device_get((found, exact))
+    gradient, exact_gradient = (jax.tree.map(lambda x: x.astype(np.float64), g) for g in (gradient, exact_gradient))
+    norm, exact_norm = float(optax.tree.norm(gradient)), float(optax.tree.norm(exact_gradient))
+    return {
+        "loss_error": abs(float(value) / float(exact_value) - 1),
+        "gradient_cosine": float(optax.tree.vdot(gradient, exact_gradient)) / (norm * exact_norm),
+        "gradient_norm_ratio": norm / exact_norm,
+    }
+
+
+def _kl_error(reader, states: dict[str, np.ndarray], kind: str, head, T: float, known: tuple[float, ...]) -> float:
+    """Mean KL(exact, encoded) over all tokens, at temperature T."""
+
+    @jax.jit
+    def of_token(pair):
+        state, values = jax.tree.map(lambda x: x[None, None], pair)
+        exact = decode(state, head=head, V=head.shape[0])
+        stored = decode(values, kind, known if kind == "topk" else (), T, head=head, V=head.shape[0])
+        return kl(jax.nn.log_softmax(exact / T), jax.nn.log_softmax(stored / T))[0, 0]
+
+    total, count = 0.0, 0
+    for key, x in states.items():
+        errors = jax.lax.map(of_token, (jnp.asarray(x), reader(_Named(key))), batch_size=64)
+        total, count = total + float(jnp.sum(errors)), count + len(x)
+    return total / count
+
+
+@dataclass(frozen=True)
+class _Named:
+    """As much of a pair as a reader asks for."""
+
+    question_id: str
