@@ -12,12 +12,11 @@ the logits must have one number for each word of the model. Their replies have n
 import io
 import json
 import zipfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import jax.numpy as jnp
 import numpy as np
-import pydantic
 
 from ssb_jax.artifacts import complete, file_digest, read_jsonl, read_manifest, write_atomically, write_jsonl
 from ssb_jax.chat import Chat
@@ -33,18 +32,19 @@ TEACHER, STUDENT = "generated_math_teacher_data.jsonl", "generated_math_student_
 LOGITS = "teacher_logits"
 
 
-class Message(TypedDict):
-    """A turn."""
+@dataclass(frozen=True)
+class Turn:
+    """A message."""
 
     role: str
     content: str
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="ignore"))
+@dataclass(frozen=True)
 class Conversation:
     """A line of the scripts' JSONL files."""
 
-    messages: list[Message]
+    messages: list[Turn]
 
 
 def write_scripts_files(run: Run, folder: Path) -> int:
@@ -86,14 +86,18 @@ def write_scripts_files(run: Run, folder: Path) -> int:
         ]
         for pair, hint in ((pair, hints[pair.question_id]) for pair in pairs)
     ]
-    write_jsonl(folder / TEACHER, [Conversation(messages) for messages in teachers])
-    write_jsonl(folder / STUDENT, [Conversation(prompts.student_messages(pair.question)) for pair in pairs])
+    write_jsonl(folder / TEACHER, map(_conversation, teachers))
+    write_jsonl(folder / STUDENT, (_conversation(prompts.student_messages(pair.question)) for pair in pairs))
     index = {str(i): f"{LOGITS}/{_file(i)}" for i in range(len(pairs))}
     write_atomically(folder / LOGITS / "index.json", json.dumps(index))
     cut = sum(pair.teacher_stop for pair in pairs)
     if cut:
         note(f"{cut} replies lost their end-of-turn token, which the scripts do not teach")
     return len(pairs)
+
+
+def _conversation(messages: list[dict[str, str]]) -> Conversation:
+    return Conversation([Turn(**message) for message in messages])
 
 
 def read_scripts_files(run: Run, folder: Path) -> int:
@@ -146,7 +150,7 @@ def scripts_pairs(folder: Path, chat: Chat, *, student_prompt: str = "flat") -> 
             "pair"
         )
     return [
-        _pair(i, teacher.messages, student.messages, folder, chat, student_prompt)
+        _pair(i, *([asdict(turn) for turn in x.messages] for x in (teacher, student)), folder, chat, student_prompt)
         for i, (teacher, student) in enumerate(zip(teachers, students, strict=True))
     ]
 
