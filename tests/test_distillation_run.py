@@ -1,6 +1,7 @@
 """Targets and distillation as stages: right, resumable to the last bit, and stopping where something does not fit."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 
 from ssb_jax.config import SsbError
+from ssb_jax.losses import menu
 from ssb_jax.metrics import read_metrics
 from ssb_jax.model.adapters import load_adapter
 from ssb_jax.model.sharding import make_mesh
@@ -133,47 +135,51 @@ def test_logits_are_stored_when_asked_for(tmp_path):
     assert counts["bytes_per_token"] > 2 * MODEL.vocab_size
 
 
-@pytest.mark.parametrize(
-    "sections",
-    [
-        {"targets": {"encoding": "none"}},
-        {"targets": {"encoding": "topk", "top_k": 20}, "distillation": {"loss": "topk_kl", "loss_options": {"k": 20}}},
-    ],
-    ids=["none", "topk"],
-)
-def test_other_encodings_train_as_whole_logits_do(sections, finished, tmp_path):
-    config = make_config(**sections)
-    counts = make_targets(PAIRS, tmp_path / "targets", config=config)
+ONE_STEP = {"epochs": 1, "batch_size": 6, "packing": False}
+
+
+def first_loss(loss, info=None):
+    """The mean of a loss of the menu over all reply tokens at T = 2, from full logits; the student is the base."""
+    model, replies = make_model(), [pair.reply_ids for pair in PAIRS]
+    hinted, bare = ([getattr(pair, f"{who}_prompt_ids") for pair in PAIRS] for who in ("teacher", "student"))
+    teacher, student = (jax.nn.log_softmax(full_logits(model, prompts, replies) / 2) for prompts in (hinted, bare))
+    return 4 * float(jnp.mean(loss(teacher, student, info)))
+
+
+def test_a_teacher_that_is_not_stored_is_computed_in_the_step(tmp_path):
+    config = make_config(targets={"encoding": "none"}, distillation=ONE_STEP)
+    assert make_targets(PAIRS, tmp_path / "targets", config=config)["bytes"] == 0
     train(PAIRS, tmp_path, config=config)
-    if sections["targets"]["encoding"] == "none":
-        assert counts["bytes"] == 0
-        np.testing.assert_allclose(losses_of(tmp_path), losses_of(finished[0]), rtol=1e-4)
-        return
-    assert counts["bytes_per_token"] >= 20 * 8 + 8
-    whole = make_config(distillation=sections["distillation"])
-    shutil.copytree(finished[0] / "targets", tmp_path / "whole" / "targets")
-    train(PAIRS, tmp_path / "whole", config=whole)
-    np.testing.assert_allclose(losses_of(tmp_path), losses_of(tmp_path / "whole"), rtol=1e-4)
+    np.testing.assert_allclose(losses_of(tmp_path), [first_loss(menu.ssb)], rtol=1e-4)
+    with pytest.raises(SsbError, match="holds targets of another model"):
+        train(PAIRS, tmp_path, config=config, model=make_model(seed=1))
+
+
+def test_stored_top_words_train_what_they_can(tmp_path):
+    topk = {"encoding": "topk", "top_k": 20}
+    loss = {**ONE_STEP, "loss": "topk_kl", "loss_options": {"k": 20}}
+    config = make_config(targets=topk, distillation=loss)
+    assert make_targets(PAIRS, tmp_path / "targets", config=config)["bytes_per_token"] >= 20 * 8 + 8
+    train(PAIRS, tmp_path, config=config)
+    expected = first_loss(functools.partial(menu.topk_kl, k=20))
+    np.testing.assert_allclose(losses_of(tmp_path), [expected], rtol=1e-4)
+    shutil.rmtree(tmp_path / "distillation")
     with pytest.raises(SsbError, match="temperature is 3.0, the targets know the mass of their bucket at 1.0, 2.0"):
-        train(
-            PAIRS,
-            tmp_path,
-            config=make_config(**sections | {"distillation": {**sections["distillation"], "temperature": 3.0}}),
-        )
+        train(PAIRS, tmp_path, config=make_config(targets=topk, distillation={**loss, "temperature": 3.0}))
     with pytest.raises(SsbError, match="the loss ssb needs the teacher's whole distribution"):
-        train(PAIRS, tmp_path, config=make_config(targets=sections["targets"]))
+        train(PAIRS, tmp_path, config=make_config(targets=topk))
 
 
 def test_views_are_stored_and_used(tmp_path):
-    """The contrast with itself is the plain loss; a view of other tokens is refused."""
-    other = [dataclasses.replace(pair, teacher_prompt_ids=pair.teacher_prompt_ids[1:]) for pair in PAIRS]
-    config = make_config(targets={"views": ["swapped"]}, distillation={"loss": "contrast", "epochs": 1})
-    counts = make_targets(PAIRS, tmp_path / "targets", config=config, views={"swapped": other})
+    """Seen against itself, the teacher's contrast is nothing, so that the plain loss is left."""
+    config = make_config(targets={"views": ["swapped"]}, distillation={**ONE_STEP, "loss": "contrast"})
+    counts = make_targets(PAIRS, tmp_path / "targets", config=config, views={"swapped": PAIRS})
     assert counts["bytes_per_token"] > 2 * 4 * MODEL.hidden_size
-    train(PAIRS, tmp_path, config=config, views={"swapped": other})
-    assert all(np.isfinite(losses_of(tmp_path)))
+    train(PAIRS, tmp_path, config=config, views={"swapped": PAIRS})
+    np.testing.assert_allclose(losses_of(tmp_path), [first_loss(menu.ssb)], rtol=1e-4)
+    other = [dataclasses.replace(pair, teacher_prompt_ids=pair.teacher_prompt_ids[1:]) for pair in PAIRS]
     with pytest.raises(SsbError, match="targets of q0 were made for other tokens"):
-        train(PAIRS, tmp_path, config=config, views={"swapped": PAIRS})
+        train(PAIRS, tmp_path, config=config, views={"swapped": other})
 
 
 def test_in_bfloat16_the_store_loses_nothing_and_the_student_learns_about_the_same(finished, tmp_path):

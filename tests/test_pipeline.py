@@ -13,7 +13,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from ssb_jax.artifacts import read_jsonl, read_manifest
+from ssb_jax.config import load_config
+from ssb_jax.pipeline import Run, hints_by_id, load_pairs, view_pairs
 from ssb_jax.records import Hint, Lesson, Pair, Rollout
+from ssb_jax.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -231,3 +234,22 @@ def test_a_full_disk_is_one_error_and_with_room_the_run_goes_on(small_disk, stra
         resize(size)  # (Orbax's writing thread may print what befell it too.)
     assert run(disk / "run").returncode == 0
     assert read_jsonl(disk / "run/pairs/pairs.jsonl", Pair) == read_jsonl(straight[0] / "pairs/pairs.jsonl", Pair)
+
+
+def test_views_are_the_hinted_prompts_exchanged_and_without_the_question(straight):
+    folder, _ = straight
+    config = load_config(folder / "config.yaml", ["--targets.views=[bare, swapped, hint_only]"])
+    current = Run(folder, Workspace(config))
+    pairs, hints, chat = load_pairs(current), hints_by_id(current), current.workspace.chat
+    views = view_pairs(current, pairs)
+    for i, pair in enumerate(pairs):
+        right, wrong = hints[pair.question_id].correct_text, hints[pair.question_id].incorrect_text
+        hinted, swapped, alone = (
+            chat.decode(x.teacher_prompt_ids) for x in (pair, views["swapped"][i], views["hint_only"][i])
+        )
+        assert hinted.index(right) < hinted.index(wrong)
+        assert pair.question in hinted
+        assert swapped == hinted.replace(right, "\0").replace(wrong, right).replace("\0", wrong)
+        assert pair.question not in alone
+        assert right in alone
+        assert views["bare"][i].teacher_prompt_ids == pair.student_prompt_ids

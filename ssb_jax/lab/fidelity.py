@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ssb_jax.artifacts import write_atomically
 from ssb_jax.console import table
-from ssb_jax.lab.sample import Sample, take_sample
-from ssb_jax.losses.chunked import decode, make_objective
+from ssb_jax.lab.sample import states_and_pulls, take_sample
+from ssb_jax.losses.chunked import decode, make_objective, token_losses
 from ssb_jax.losses.menu import kl, resolve_loss
 from ssb_jax.model.lora import Lora, init_lora
 from ssb_jax.model.sharding import use_mesh
@@ -25,7 +24,8 @@ from ssb_jax.pipeline import Run, load_pairs
 from ssb_jax.records import Pair
 from ssb_jax.stages.targets import largest, teacher_targets, temperatures
 from ssb_jax.store import StoreInfo
-from ssb_jax.training.step import reply_losses, run_keys
+from ssb_jax.training.batches import Reader
+from ssb_jax.training.step import run_keys, teacher_of
 
 PAIRS = 16
 REFERENCE = "logits, float32"
@@ -33,9 +33,12 @@ REFERENCE = "logits, float32"
 
 @dataclass(frozen=True)
 class Encoding:
-    """A way to store targets: what it keeps of a token's state (D,), and the loss to measure it by."""
+    """A way to store targets: what it keeps of a token's state (D,), and the loss to measure it by.
 
-    name: str
+    Without a name it is not shown: it gives the exact value of its loss.
+    """
+
+    name: str | None
     kind: str
     dtype: str
     width: int
@@ -85,30 +88,18 @@ def fidelity(run: Run, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """For each encoding: bytes a token; mean KL(exact, encoded) at the loss's temperature in nats; relative error of
     the loss; cosine of the adapter's gradient with the exact one, and the ratio of their norms."""
     workspace, config = run.workspace, run.config
-    model, mesh = workspace.model, workspace.mesh
-    head, T, known = model.head_weight(), config.distillation.temperature, temperatures(config)
-    states = {pair.question_id: x.astype(np.float32) for pair, x in teacher_targets(model, pairs, mesh=mesh)}
-    sample, again = (
-        take_sample(
-            model.config,
-            pairs,
-            settings=config.distillation,
-            mesh=mesh,
-            pad_id=workspace.chat.pad_id,
-            recompute=recompute,
-        )
-        for recompute in (False, True)
-    )
-    lora = init_lora(model.config, config.lora, key=run_keys(config.seed)[0])
+    model, known = workspace.model, temperatures(config)
+    head = model.head_weight()
+    states = {p.question_id: x.astype(np.float32) for p, x in teacher_targets(model, pairs, mesh=workspace.mesh)}
+    measured = _Measured(run, pairs)
     rows, exact = [], {}
     for encoding in encodings(head, model.config.hidden_size, config.targets.top_k, known, workspace.dtype.name):
         reader = _reader(encoding, states)
-        losses = _LossOf(encoding.loss, dict(encoding.options), T, sample.plan.grid.chunk, config.distillation.remat)
-        where = sample if encoding.keep is not None else again
-        found = losses.value_and_gradient(model, lora, where, reader, encoding.kind, known)
+        found = measured.value_and_gradient(encoding, reader, known)
         reference = exact.setdefault(encoding.loss, found)
-        if encoding.name == f"logits for {encoding.loss}":
+        if encoding.name is None:
             continue
+        T = config.distillation.temperature
         rows.append(
             {
                 "encoding": encoding.name,
@@ -138,14 +129,14 @@ def encodings(head: jax.Array, D: int, top_k: int, known: tuple[float, ...], dty
         Encoding("hidden, float32", "hidden", "float32", D, lambda state: state),
         Encoding("hidden, bfloat16", "hidden", "bfloat16", D, rounded(lambda state: state)),
         Encoding("none", "none", dtype, 0, None),
-        Encoding("logits for topk_kl", "logits", "float32", V, logits, "topk_kl", options),
+        Encoding(None, "logits", "float32", V, logits, "topk_kl", options),
         Encoding(
             f"topk {k}, float32", "topk", "float32", k, lambda s: largest(logits(s), k, known), "topk_kl", options
         ),
     ]
 
 
-def _reader(encoding: Encoding, states: dict[str, np.ndarray]) -> Callable[[Pair], Any] | None:
+def _reader(encoding: Encoding, states: dict[str, np.ndarray]) -> Reader | None:
     if encoding.keep is None:
         return None
     keep = jax.jit(lambda x: jax.lax.map(encoding.keep, x, batch_size=64))
@@ -153,51 +144,75 @@ def _reader(encoding: Encoding, states: dict[str, np.ndarray]) -> Callable[[Pair
     return lambda pair: kept[pair.question_id]
 
 
-@dataclass(frozen=True)
-class _LossOf:
-    """A loss of the menu at the run's temperature."""
+class _Measured:
+    """The student's pass over the pairs, done once; each encoding then costs the head and the way back."""
 
-    name: str
-    options: dict[str, Any]
-    temperature: float
-    chunk: int
-    remat: str
+    def __init__(self, run: Run, pairs: Sequence[Pair]):
+        workspace, config = run.workspace, run.config
+        self._model, self._temperature = workspace.model, config.distillation.temperature
+        self._samples = {
+            recompute: take_sample(
+                self._model.config,
+                pairs,
+                settings=config.distillation,
+                mesh=workspace.mesh,
+                pad_id=workspace.chat.pad_id,
+                recompute=recompute,
+            )
+            for recompute in (False, True)
+        }
+        sample = self._samples[False]
+        self._plain = sample.batch(lambda pair: np.zeros((len(pair.reply_ids), 0), np.float32), encoding="hidden").batch
+        lora = init_lora(self._model.config, config.lora, key=run_keys(config.seed)[0])
+        remat = config.distillation.remat
+        self._student = states_and_pulls(sample, self._plain, self._model, lora, remat=remat)
 
     def value_and_gradient(
-        self, model, lora: Lora, sample: Sample, reader, kind: str, known: tuple[float, ...]
+        self, encoding: Encoding, reader: Reader | None, known: tuple[float, ...]
     ) -> tuple[float, Lora]:
-        objective = make_objective(resolve_loss(self.name, self.options), temperature=self.temperature)
+        """The mean loss over all reply tokens, and its gradient in the adapter."""
+        sample = self._samples[reader is None]
+        objective = make_objective(resolve_loss(encoding.loss, dict(encoding.options)), temperature=self._temperature)
 
         @jax.jit
-        def step(lora: Lora, model, micro):
-            def total(lora: Lora):
-                losses, _ = reply_losses(
-                    model,
-                    lora,
-                    micro,
+        def step(states, model, micro):
+            def total(states):
+                losses, _ = token_losses(
+                    states,
+                    teacher_of(model, micro),
+                    model.head_weight(),
+                    micro.info,
                     objective=objective,
-                    chunk=self.chunk,
-                    remat=self.remat,
-                    temperature=self.temperature,
+                    chunk=sample.plan.grid.chunk,
+                    temperature=self._temperature,
                 )
                 return jnp.sum(losses * micro.weight)
 
-            return jax.value_and_grad(total)(lora)
+            return jax.value_and_grad(total)(states)
 
-        batch = sample.batch(reader, encoding=kind, temperatures=known if kind == "topk" else ()).batch
+        batch = sample.batch(
+            reader, encoding=encoding.kind, temperatures=known if encoding.kind == "topk" else ()
+        ).batch
+        value, gradient = 0.0, None
         with use_mesh(sample.mesh):
-            parts = [step(lora, model, micro) for micro in sample.micros(batch)]
-        return jax.tree.map(lambda *xs: sum(xs), *parts)
+            for (states, pull), micro in zip(self._student, sample.micros(batch), strict=True):
+                part, cotangent = step(states, self._model, micro)
+                value += float(part)
+                (pulled,) = pull(cotangent)
+                gradient = pulled if gradient is None else jax.tree.map(jnp.add, gradient, pulled)
+        return value, gradient
 
 
-def _compared(found: tuple[Any, Lora], exact: tuple[Any, Lora]) -> dict[str, float]:
-    (value, gradient), (exact_value, exact_gradient) = jax.device_get((found, exact))
-    gradient, exact_gradient = (jax.tree.map(lambda x: x.astype(np.float64), g) for g in (gradient, exact_gradient))
-    norm, exact_norm = float(optax.tree.norm(gradient)), float(optax.tree.norm(exact_gradient))
+def _compared(found: tuple[float, Lora], exact: tuple[float, Lora]) -> dict[str, float]:
+    ours, exactly = (
+        np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(gradient)])
+        for _, gradient in (found, exact)
+    )
+    norm, exact_norm = np.linalg.norm(ours), np.linalg.norm(exactly)
     return {
-        "loss_error": abs(float(value) / float(exact_value) - 1),
-        "gradient_cosine": float(optax.tree.vdot(gradient, exact_gradient)) / (norm * exact_norm),
-        "gradient_norm_ratio": norm / exact_norm,
+        "loss_error": abs(found[0] / exact[0] - 1),
+        "gradient_cosine": float(ours @ exactly / (norm * exact_norm)),
+        "gradient_norm_ratio": float(norm / exact_norm),
     }
 
 

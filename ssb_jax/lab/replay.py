@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ssb_jax.config import SsbError
-from ssb_jax.lab.sample import Sample, take_sample
+from ssb_jax.lab.sample import Sample, states_and_pulls, take_sample
 from ssb_jax.losses.checks import check_loss
 from ssb_jax.losses.chunked import Objective, decode, make_objective
 from ssb_jax.losses.health import TOP, top_mask
@@ -31,7 +31,7 @@ from ssb_jax.stages.distillation import open_view
 from ssb_jax.stages.targets import teacher_targets
 from ssb_jax.store import TargetStore, open_store
 from ssb_jax.training.batches import Batch, Reader
-from ssb_jax.training.step import reply_states, run_keys
+from ssb_jax.training.step import run_keys
 
 PUBLISHED = "ssb"
 
@@ -124,12 +124,11 @@ def _replay(model, lora, sample: Sample, batch: Batch, names, losses: Mapping[st
         name: _examiner(make_objective(loss, temperature=temperature), sample.plan.grid.chunk, temperature)
         for name, loss in losses.items()
     }
-    states_of = jax.jit(lambda lora, model, micro: reply_states(model, lora, micro))
     rows: list[Token] = []
     totals: dict[str, Any] = {}
+    student = states_and_pulls(sample, batch, model, lora, remat="full")
     with use_mesh(sample.mesh):
-        for micro in sample.micros(batch):
-            states, pull = jax.vjp(lambda lora, micro=micro: states_of(lora, model, micro), lora)
+        for (states, pull), micro in zip(student, sample.micros(batch), strict=True):
             seen = {name: look(states, micro, model) for name, look in examine.items()}
             for name, found in seen.items():
                 (gradient,) = pull((found["gradient"] * micro.weight[..., None]).astype(states.dtype))

@@ -1,16 +1,19 @@
 """Some pairs of a run as one batch on the device, in micro-batches of one shape, with their targets in any encoding."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
+from jaxtyping import Array
 
 from ssb_jax.config import Distillation
-from ssb_jax.model.transformer import ModelConfig
+from ssb_jax.model.lora import Lora
+from ssb_jax.model.sharding import use_mesh
+from ssb_jax.model.transformer import ModelConfig, Transformer
 from ssb_jax.records import Pair
 from ssb_jax.training.batches import Batch, Reader, Weighting
 from ssb_jax.training.plan import Plan, Prepared, make_plan, prepared_batches
-from ssb_jax.training.step import put_batch
+from ssb_jax.training.step import put_batch, reply_states
 
 _MICRO = 4  # pairs in a forward pass
 
@@ -48,6 +51,17 @@ class Sample:
         for m in range(batch.tokens.shape[0]):
             one = put_batch(jax.tree.map(lambda x, m=m: x[m : m + 1], batch), self.mesh)
             yield jax.tree.map(lambda x: x[0], one)
+
+
+def states_and_pulls(
+    sample: Sample, batch: Batch, model: Transformer, lora: Lora, *, remat: str
+) -> list[tuple[Array, Callable[[Array], tuple[Lora]]]]:
+    """Of each micro-batch the student's states (groups, P, D), and what takes their gradient to the adapter's."""
+    states_of = jax.jit(lambda lora, model, micro: reply_states(model, lora, micro, remat=remat))
+    with use_mesh(sample.mesh):
+        return [
+            jax.vjp(lambda lora, micro=micro: states_of(lora, model, micro), lora) for micro in sample.micros(batch)
+        ]
 
 
 def take_sample(

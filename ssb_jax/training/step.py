@@ -281,13 +281,10 @@ def reply_losses(
 ) -> tuple[Float[Array, "groups P"], TokenStats]:
     """Loss and statistics at each reply token of one micro-batch (a Batch without its leading axis)."""
     states = reply_states(model, lora, batch, remat=remat, dropout_key=dropout_key)
-    teacher = batch.teacher
-    if teacher.encoding == "none":
-        teacher = Teacher(jax.lax.stop_gradient(reply_states(model, None, teacher.values)))
     head = jax.lax.stop_gradient(model.head_weight())
     return token_losses(
         states,
-        teacher,
+        teacher_of(model, batch),
         head,
         batch.info,
         objective=objective,
@@ -296,6 +293,13 @@ def reply_losses(
         temperature=temperature,
         measure=measure,
     )
+
+
+def teacher_of(model: Transformer, batch: Batch) -> Teacher:
+    """The batch's teacher; where nothing is stored of it, the base model's states on its prompts."""
+    if batch.teacher.encoding != "none":
+        return batch.teacher
+    return Teacher(jax.lax.stop_gradient(reply_states(model, None, batch.teacher.values)))
 
 
 def reply_states(
