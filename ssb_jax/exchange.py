@@ -65,7 +65,7 @@ def write_scripts_files(run: Run, folder: Path) -> int:
         store.check(pairs, model)
         encoding, targets = store.info.encoding, ((pair, store.read(pair)) for pair in pairs)
     else:
-        encoding, targets = "hidden", teacher_targets(model, pairs, mesh=workspace.mesh)
+        encoding, targets = "hidden", list(teacher_targets(model, pairs, mesh=workspace.mesh))
     line = {pair.question_id: i for i, pair in enumerate(pairs)}
     with progress("export", len(pairs)) as advance:
         for pair, values in targets:

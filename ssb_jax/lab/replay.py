@@ -127,13 +127,14 @@ def _replay(model, lora, sample: Sample, batch: Batch, names, losses: Mapping[st
     rows: list[Token] = []
     totals: dict[str, Any] = {}
     student = states_and_pulls(sample, batch, model, lora, remat="full")
-    with use_mesh(sample.mesh):
-        for (states, pull), micro in zip(student, sample.micros(batch), strict=True):
-            seen = {name: look(states, micro, model) for name, look in examine.items()}
-            for name, found in seen.items():
-                (gradient,) = pull((found["gradient"] * micro.weight[..., None]).astype(states.dtype))
-                totals[name] = jax.tree.map(jnp.add, totals[name], gradient) if name in totals else gradient
-            rows += _rows(micro, names, seen)
+    for (states, pull), micro in zip(student, sample.micros(batch), strict=True):
+        seen = {name: look(states, micro, model) for name, look in examine.items()}
+        for name, found in seen.items():
+            cotangent = (found["gradient"] * micro.weight[..., None]).astype(states.dtype)
+            with use_mesh(sample.mesh):
+                (gradient,) = pull(cotangent)
+            totals[name] = jax.tree.map(jnp.add, totals[name], gradient) if name in totals else gradient
+        rows += _rows(micro, names, seen)
     published = totals[PUBLISHED]
     norm = {name: float(optax.tree.norm(gradient)) for name, gradient in totals.items()}
     cosines = {
