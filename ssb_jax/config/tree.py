@@ -233,7 +233,7 @@ class Distillation(Section):
     on_nan: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop at the last good checkpoint and name the examples, or leave that
     batch out, counted."""
-    health_every: Annotated[int, Field(ge=0)] = 10
+    health_every: Annotated[int, Field(ge=0)] = 25
     """Steps between looks at the most likely words: overlap of the two top tens, share of the KL from outside the
     teacher's top 100. 0 is never."""
     tensorboard: bool = True
