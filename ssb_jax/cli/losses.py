@@ -8,7 +8,7 @@ import click
 from ssb_jax.artifacts import owning
 from ssb_jax.cli.group import main, use_compilation_cache
 from ssb_jax.config import SsbError, load_config
-from ssb_jax.console import note, table
+from ssb_jax.console import table
 
 
 @main.command()
@@ -41,8 +41,7 @@ def losses(folder: Path, losses: str, out: Path | None, student: str, pairs: int
             text_of=lambda token: workspace.chat.decode([token], keep_special=True),
             special=frozenset(tokenizer.all_special_ids),
         )
-        if not tables.draw(summary, out / "losses.png"):
-            note("no picture: matplotlib is not installed; pip install 'ssb-jax[lab]'")
+        tables.draw(summary, out / "losses.png")
         header = ("loss", "mean", "gradient norm", "cosine", "outside top 100")
         keys = ("loss", "mean_value", "adapter_gradient_norm", "adapter_gradient_cosine", "outside_top100")
         rows = [tuple(_shown(row[key]) for key in keys) for row in summary if row["by"] == "all"]

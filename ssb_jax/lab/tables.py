@@ -1,5 +1,5 @@
 """What a replay says, as files: every token (tokens.csv), sums by loss, position and kind of token (summary.csv), and a
-picture of them (losses.png, where matplotlib is installed)."""
+picture of them (losses.png)."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ssb_jax.artifacts import write_atomically
 from ssb_jax.lab.replay import Replayed, Token
@@ -111,16 +112,8 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) 
     write_atomically(path, text.getvalue())
 
 
-def draw(summary: Sequence[Mapping[str, object]], path: Path) -> bool:
-    """A picture of the summary: how far each loss is from the published one, and where its gradient comes from.
-
-    Returns:
-      False where matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
+def draw(summary: Sequence[Mapping[str, object]], path: Path) -> None:
+    """A picture of the summary: how far each loss is from the published one, and where its gradient comes from."""
     names = list(dict.fromkeys(row["loss"] for row in summary))
     figure = Figure(figsize=(13, 8), layout="constrained")
     ((cosines, outside), (positions, kinds)) = figure.subplots(2, 2)
@@ -145,4 +138,3 @@ def draw(summary: Sequence[Mapping[str, object]], path: Path) -> bool:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
     write_atomically(path, image.getvalue())
-    return True
