@@ -26,11 +26,10 @@ from ssb_jax.model.lora import Lora, init_lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.pipeline import Run, load_pairs, view_pairs
-from ssb_jax.records import Pair
 from ssb_jax.stages.distillation import open_view
-from ssb_jax.stages.targets import teacher_targets
-from ssb_jax.store import TargetStore, open_store
-from ssb_jax.training.batches import Batch, Reader
+from ssb_jax.stages.targets import whole_targets
+from ssb_jax.store import open_store
+from ssb_jax.training.batches import Batch
 from ssb_jax.training.step import run_keys
 
 PUBLISHED = "ssb"
@@ -79,7 +78,7 @@ def replay(run: Run, losses: Mapping[str, Loss], *, student: str, count: int) ->
     store.check(pairs, workspace.model)
     for name, loss in losses.items():
         try:
-            check_loss(loss, encoding=store.info.encoding, top_k=store.info.width, views=config.targets.views)
+            check_loss(loss, encoding="hidden", views=config.targets.views)
         except SsbError as error:
             raise SsbError(f"--losses {name}: {error}") from None
     views = {
@@ -94,20 +93,13 @@ def replay(run: Run, losses: Mapping[str, Loss], *, student: str, count: int) ->
         mesh=workspace.mesh,
         pad_id=workspace.chat.pad_id,
     )
-    read, encoding = _reader(store, pairs, run)
+    read, encoding = whole_targets(store, workspace.model, pairs, mesh=workspace.mesh)
     batch = sample.batch(read, encoding=encoding, views=views)
     T = config.distillation.temperature
     tokens, gradients = _replay(
         workspace.model, _student(run, student), sample, batch.batch, batch.names, losses, temperature=T
     )
     return Replayed(tokens, gradients, student, T)
-
-
-def _reader(store: TargetStore, pairs: Sequence[Pair], run: Run) -> tuple[Reader, str]:
-    if store.info.encoding != "none":
-        return store.read, store.info.encoding
-    states = {p.question_id: x for p, x in teacher_targets(run.workspace.model, pairs, mesh=run.workspace.mesh)}
-    return (lambda pair: states[pair.question_id]), "hidden"
 
 
 def _student(run: Run, which: str) -> Lora:

@@ -24,7 +24,8 @@ from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.records import Pair
-from ssb_jax.store import TargetStore, open_store
+from ssb_jax.stages.targets import whole_targets
+from ssb_jax.store import open_store
 from ssb_jax.workspace import Workspace
 
 ALTERNATIVES = 5
@@ -49,10 +50,11 @@ def shaded_tokens(folder: Path, config: Config, *, limit: int) -> dict[str, list
     store = open_store(folder / "targets")
     store.check(pairs, workspace.model)
     lora = load_adapter(folder / "distillation" / "adapter", workspace.model.config, mesh=workspace.mesh)
+    read, encoding = whole_targets(store, workspace.model, pairs, mesh=workspace.mesh)
     tokens = {}
     with progress("replies shaded", len(pairs)) as advance, use_mesh(workspace.mesh):
         for pair in pairs:
-            tokens[pair.question_id] = _shade(pair, store, lora, workspace)
+            tokens[pair.question_id] = _shade(pair, read(pair), encoding, lora, workspace)
             advance()
     try:
         write_atomically(cache, json.dumps({"made_from": identity, "tokens": tokens}, ensure_ascii=False))
@@ -67,19 +69,19 @@ def made_from(folder: Path, pairs: Sequence[Pair]) -> str:
     return digest([[m and m.digest for m in manifests], [pair.question_id for pair in pairs], _LONGEST])
 
 
-def _shade(pair: Pair, store: TargetStore, lora: Lora, workspace: Workspace) -> list[list[Any]]:
+def _shade(
+    pair: Pair, targets: Float[np.ndarray, "R X"], encoding: str, lora: Lora, workspace: Workspace
+) -> list[list[Any]]:
     reply = pair.reply_ids[:_LONGEST]
     ids = np.asarray(pair.student_prompt_ids + reply, np.int32)
     hidden = _student_states(workspace.model, lora, _padded(ids, 64)[None])
     start = len(pair.student_prompt_ids) - 1
     student = np.asarray(hidden)[0, start : start + len(reply)]
-    teacher = store.read(pair)[: len(reply)]
+    teacher = targets[: len(reply)]
     rows = []
     for at in range(0, len(reply), _CHUNK):
         part = slice(at, at + _CHUNK)
-        found = _compare(
-            workspace.model, _padded(teacher[part], _CHUNK), _padded(student[part], _CHUNK), store.info.encoding
-        )
+        found = _compare(workspace.model, _padded(teacher[part], _CHUNK), _padded(student[part], _CHUNK), encoding)
         rows += _rows(reply[part], [np.asarray(x) for x in found], workspace.chat)
     return rows
 

@@ -31,7 +31,7 @@ from ssb_jax.records import Pair
 from ssb_jax.store import StoreInfo, open_store
 from ssb_jax.training.batches import Weighting
 from ssb_jax.training.plan import Plan, Prepared, Targets, make_plan, prepared_batches
-from ssb_jax.training.step import StepNumbers, build_step, init_state, put_batch, run_keys
+from ssb_jax.training.step import StepNumbers, build_step, init_state, metrics_of, put_batch, run_keys
 from ssb_jax.workspace import Workspace
 
 
@@ -220,11 +220,7 @@ class _Reporter:
         if self._pending is None:
             return
         (step, numbers, prepared), self._pending = self._pending, None
-        values = jax.device_get({name: getattr(numbers, name) for name in StepNumbers.__dataclass_fields__})
-        example_losses, quarters, health = (values.pop(name) for name in ("example_losses", "kl_quarters", "health"))
-        row = {name: float(value) for name, value in values.items()}
-        row |= {f"kl_quarter{i}": float(value) for i, value in enumerate(quarters, 1)}
-        row |= {name: float(value) for name, value in health.items() if np.isfinite(value)}
+        row, example_losses = metrics_of(numbers), np.asarray(numbers.example_losses)
         skipped = not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"])
         if skipped:
             what = _not_finite(step, row, example_losses, prepared)

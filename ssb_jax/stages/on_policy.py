@@ -29,7 +29,7 @@ from ssb_jax.records import Hint, Pair, Question, Rollout, StopReason
 from ssb_jax.training.batches import Example, Weighting, cut, data_order
 from ssb_jax.training.layout import Grid
 from ssb_jax.training.policy import make_score, policy_batch, states_by_example
-from ssb_jax.training.step import StepNumbers, build_step, init_state, put_batch, run_keys
+from ssb_jax.training.step import StepNumbers, build_step, init_state, metrics_of, put_batch, run_keys
 from ssb_jax.workspace import Workspace
 
 _ON_POLICY_SEED = 32_452_843  # its random keys differ from the rollouts' and the evaluation's of the same question
@@ -187,7 +187,7 @@ def _moved(teacher: Lora, student: Lora, step: int, config: Config) -> Lora:
 
 
 def _row(step: int, numbers: StepNumbers, pairs: Sequence[Pair]) -> dict[str, float]:
-    row = {name: float(getattr(numbers, name)) for name in StepNumbers.__dataclass_fields__ if name != "example_losses"}
+    row = metrics_of(numbers)
     if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
         raise SsbError(
             f"on-policy, step {step}: the loss ({row['loss']}) or its gradient ({row['grad_norm']}) is not finite; the "

@@ -24,7 +24,7 @@ from ssb_jax.console import progress
 from ssb_jax.model.sharding import spec, use_mesh
 from ssb_jax.model.transformer import ModelConfig, Transformer, abstract_model, model_shardings
 from ssb_jax.records import Pair
-from ssb_jax.store import Rows, StoreInfo, TargetWriter, check_entry, open_store, store_info
+from ssb_jax.store import Rows, StoreInfo, TargetStore, TargetWriter, check_entry, open_store, store_info
 from ssb_jax.training.layout import Grid, Shape, bucket, choose_shapes, fitting
 from ssb_jax.training.lowering import placed
 from ssb_jax.workspace import Workspace
@@ -109,6 +109,17 @@ def _counts(folder: Path, pairs: Sequence[Pair]) -> dict:
     files = [*folder.rglob("*.safetensors"), *folder.rglob("index-*.json")]
     size = sum(path.stat().st_size for path in files)
     return {"examples": len(pairs), "tokens": tokens, "bytes": size, "bytes_per_token": round(size / tokens, 2)}
+
+
+def whole_targets(
+    store: TargetStore, model: Transformer, pairs: Sequence[Pair], *, mesh: Mesh | None = None
+) -> tuple[Callable[[Pair], Float[np.ndarray, "R X"]], str]:
+    """What reads a pair's whole distributions, and their encoding: stored, or hidden states computed again where the
+    store holds less."""
+    if store.info.encoding in ("hidden", "logits"):
+        return store.read, store.info.encoding
+    states = {pair.question_id: values for pair, values in teacher_targets(model, pairs, mesh=mesh)}
+    return (lambda pair: states[pair.question_id]), "hidden"
 
 
 def teacher_targets(

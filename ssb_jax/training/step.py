@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -54,6 +55,15 @@ class StepNumbers:
 
 
 Step = Callable[[Transformer, TrainState, Batch], tuple[TrainState, StepNumbers]]
+
+
+def metrics_of(numbers: StepNumbers) -> dict[str, float]:
+    """A step's numbers as a row of the log; what is not measured in this step is not in it."""
+    values = jax.device_get({name: getattr(numbers, name) for name in StepNumbers.__dataclass_fields__})
+    quarters, health, _ = (values.pop(name) for name in ("kl_quarters", "health", "example_losses"))
+    row = {name: float(value) for name, value in values.items()}
+    row |= {f"kl_quarter{i}": float(value) for i, value in enumerate(quarters, 1)}
+    return row | {name: float(value) for name, value in health.items() if np.isfinite(value)}
 
 
 def make_schedule(settings: Distillation, steps: int) -> optax.Schedule:
