@@ -173,7 +173,8 @@ def test_stats_add_up(model, expected):
     assert last.prompt_tokens == sum(len(r.prompt_ids) for r in requests)
     assert last.padded_prompt_tokens >= last.prompt_tokens
     assert last.slot_steps == 2 * last.steps
-    assert 0.5 < last.occupancy <= 1
+    assert 0.5 < last.occupancy <= last.queued_occupancy <= 1
+    assert last.queued_slot_steps < last.slot_steps
     assert last.prefill_seconds + last.decode_seconds + last.copy_seconds <= last.seconds
     assert {"tokens_per_second", "padding_share", "prefill_share", "programs"} <= last.as_dict().keys()
 

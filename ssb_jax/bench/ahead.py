@@ -6,6 +6,7 @@ python -m ssb_jax.bench.ahead v5e:2x2 --tensor 4
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from typing import Any
@@ -67,8 +68,7 @@ def compile_engine(
     with use_mesh(mesh):
         decode = device.decode.lower(model, None, cache, rows, None, enough, steps=steps).compile()
         prefill = device.prefill.lower(model, None, tokens, lengths, None).compile()
-    chips = mesh.size
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) // chips
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(cache))
     return {
         "decode": _report(decode, config) | {"cache_bytes": held},
         "prefill": _report(prefill, config),

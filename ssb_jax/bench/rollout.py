@@ -35,6 +35,7 @@ def bench_rollout(
     batch_size: int = 32,
     singles: int = 4,
     forced: bool = False,
+    once: bool = False,
 ) -> dict:
     """Samples the rollouts of a configuration twice, cold and warm, and with a peer once.
 
@@ -43,6 +44,7 @@ def bench_rollout(
       batch_size: sequences in a batch of the peer, in the order of the requests.
       singles: how many sequences the peer also answers one at a time; 0 = none.
       forced: no stop tokens, so that every sequence has `rollouts.max_new_tokens` tokens.
+      once: without the warm run; compilations, or their loading from the compilation cache, are part of the figures.
 
     Raises:
       SsbError: the peer is not known or not installed; what the engine refuses.
@@ -53,25 +55,28 @@ def bench_rollout(
     requests = rollout_requests(workspace, forced=forced)
     peer = None if against is None else PEERS[against](workspace)  # a peer that is not installed: before the work
     note(f"{len(requests)} requests, {sum(len(r.samples) for r in requests)} sequences")
-    cold = _run_engine(workspace, requests)
-    warm = _run_engine(workspace, requests)
+    runs = {name: _run_engine(workspace, requests) for name in (("cold",) if once else ("cold", "warm"))}
     result = {
         "bench": "rollout",
         "settings": _settings(config, requests, forced=forced),
         "machine": _machine(workspace, ("jax", "flax", *PACKAGES.get(against, ()))),
-        "cold": cold.as_dict(),
-        "warm": warm.as_dict(),
+        **{name: stats.as_dict() for name, stats in runs.items()},
     }
     if peer is None:
         return result
     rows = [row for request in requests for row in peers.rows_of(request)]
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    if against == "tunix":
+        peer(batches[0])  # it compiles for each shape
     measured = {"name": against, "batch_size": batch_size, "batched": _run_peer(peer, batches)}
     if singles:
         measured["one_at_a_time"] = _run_peer(peer, [[row] for row in rows[:: max(1, len(rows) // singles)][:singles]])
     rates = {name: measured[name]["tokens_per_second"] for name in ("batched", "one_at_a_time") if name in measured}
-    ratios = {f"ratio_to_{name}": round(warm.tokens_per_second / rate, 2) for name, rate in rates.items()}
-    ratios["cold_ratio_to_batched"] = round(cold.tokens_per_second / rates["batched"], 2)
+    ratios = {
+        f"{run}_ratio_to_{name}": round(stats.tokens_per_second / rate, 2)
+        for run, stats in runs.items()
+        for name, rate in rates.items()
+    }
     return result | {"against": measured} | ratios
 
 

@@ -123,10 +123,14 @@ class _Engine:
     def advance(self) -> list[Completion]:
         """Decodes a chunk and returns what ended in it."""
         # While others wait, a chunk ends early once an eighth of the slots is free.
-        enough = max(1, self.slots.count // 8) if self.queue.waiting() else self.slots.count + 1
+        counts, waiting = self.meter.counts, self.queue.waiting()
+        enough = max(1, self.slots.count // 8) if waiting else self.slots.count + 1
+        tokens, steps = counts["new_tokens"], counts["slot_steps"]
         ended = self.slots.decode(self.model, self.lora, chunk=self.settings.chunk, leave_after=enough)
+        if waiting:
+            counts.update(queued_tokens=counts["new_tokens"] - tokens, queued_slot_steps=counts["slot_steps"] - steps)
         done = [completion(s.request, s.sample, s.emitted) for s in ended]
-        self.meter.counts.update(c.stop.value for c in done)
+        counts.update(c.stop.value for c in done)
         return done
 
     def check_failures(self) -> None:

@@ -33,6 +33,8 @@ class EngineStats:
     new_tokens: int = 0  # sampled, stop tokens included
     steps: int = 0  # decode steps
     slot_steps: int = 0  # sum over steps of the number of slots
+    queued_tokens: int = 0  # new tokens and slot steps while other sequences waited: all but the tail of a run
+    queued_slot_steps: int = 0
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -53,6 +55,11 @@ class EngineStats:
         return _ratio(self.new_tokens, self.slot_steps)
 
     @property
+    def queued_occupancy(self) -> float:
+        """The same while other sequences waited for a slot."""
+        return _ratio(self.queued_tokens, self.queued_slot_steps)
+
+    @property
     def prefill_share(self) -> float:
         """Share of the time that went into prompts."""
         return _ratio(self.prefill_seconds, self.seconds)
@@ -70,7 +77,7 @@ class EngineStats:
 
     def as_dict(self) -> dict[str, int | float]:
         """All fields and shares, rounded, for manifests and JSON."""
-        shares = ("sequences", "tokens_per_second", "occupancy", "prefill_share", "padding_share")
+        shares = ("sequences", "tokens_per_second", "occupancy", "queued_occupancy", "prefill_share", "padding_share")
         values = asdict(self) | {name: getattr(self, name) for name in shares}
         return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
 
