@@ -3,7 +3,8 @@
     ssb bench rollout configs/smollm2-mawps.yaml --against transformers --questions.limit 64
 
 The requests are those of the rollouts stage: the questions of `questions`, K samples each, settings of `rollouts`.
-Tokens are counted alike on both sides: sampled ids up to and with the first stop token.
+Tokens are counted alike on both sides: sampled ids up to and with the first stop token. Beside the clock's seconds
+stand the processor's: on a machine that does other things too they are the ones to compare.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import jax
 
 from ssb_jax.bench import peers
 from ssb_jax.config import Config, SsbError
-from ssb_jax.console import note
+from ssb_jax.console import mapping, note
 from ssb_jax.sampling import EngineStats, Request, generate
 from ssb_jax.stages.questions import load_questions
 from ssb_jax.workspace import Workspace
 
 PEERS = {"transformers": peers.transformers, "tunix": peers.tunix}
+RATES = ("tokens_per_second", "tokens_per_processor_second")
 PACKAGES = {"transformers": ("transformers", "torch"), "tunix": ("google-tunix",)}
 
 
@@ -33,6 +35,7 @@ def bench_rollout(
     *,
     against: str | None = None,
     batch_size: int = 32,
+    batches: int | None = None,
     singles: int = 4,
     forced: bool = False,
     once: bool = False,
@@ -42,6 +45,7 @@ def bench_rollout(
     Args:
       against: "transformers" or "tunix"; None = no peer.
       batch_size: sequences in a batch of the peer, in the order of the requests.
+      batches: how many of these the peer answers, evenly spaced over the requests; None = all.
       singles: how many sequences the peer also answers one at a time; 0 = none.
       forced: no stop tokens, so that every sequence has `rollouts.max_new_tokens` tokens.
       once: without the warm run; compilations, or their loading from the compilation cache, are part of the figures.
@@ -60,24 +64,27 @@ def bench_rollout(
         "bench": "rollout",
         "settings": _settings(config, requests, forced=forced),
         "machine": _machine(workspace, ("jax", "flax", *PACKAGES.get(against, ()))),
-        **{name: stats.as_dict() for name, stats in runs.items()},
+        **runs,
     }
     if peer is None:
         return result
     rows = [row for request in requests for row in peers.rows_of(request)]
-    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    groups = _spread([rows[i : i + batch_size] for i in range(0, len(rows), batch_size)], batches)
     if against == "tunix":
-        peer(batches[0])  # it compiles for each shape
-    measured = {"name": against, "batch_size": batch_size, "batched": _run_peer(peer, batches)}
-    if singles:
-        measured["one_at_a_time"] = _run_peer(peer, [[row] for row in rows[:: max(1, len(rows) // singles)][:singles]])
-    rates = {name: measured[name]["tokens_per_second"] for name in ("batched", "one_at_a_time") if name in measured}
+        peer(groups[0])  # it compiles for each shape
+    measured = {"one_at_a_time": _run_peer(peer, [[row] for row in _spread(rows, singles)])} if singles else {}
+    measured["batched"] = _run_peer(peer, groups)
     ratios = {
-        f"{run}_ratio_to_{name}": round(stats.tokens_per_second / rate, 2)
-        for run, stats in runs.items()
-        for name, rate in rates.items()
+        f"{run}_ratio_to_{name}": {unit: round(engine[unit] / other[unit], 2) for unit in RATES}
+        for run, engine in runs.items()
+        for name, other in measured.items()
     }
-    return result | {"against": measured} | ratios
+    return result | {"against": {"name": against, "batch_size": batch_size, **measured}} | ratios
+
+
+def _spread(items: list, count: int | None) -> list:
+    """`count` of them, evenly spaced; all for None."""
+    return items if count is None else items[:: max(1, len(items) // count)][:count]
 
 
 def rollout_requests(workspace: Workspace, *, forced: bool = False) -> list[Request]:
@@ -98,7 +105,7 @@ def rollout_requests(workspace: Workspace, *, forced: bool = False) -> list[Requ
     ]
 
 
-def _run_engine(workspace: Workspace, requests: Sequence[Request]) -> EngineStats:
+def _run_engine(workspace: Workspace, requests: Sequence[Request]) -> dict:
     last = EngineStats()
 
     def keep(stats: EngineStats) -> None:
@@ -107,25 +114,26 @@ def _run_engine(workspace: Workspace, requests: Sequence[Request]) -> EngineStat
 
     config = workspace.config
     model, mesh = workspace.model, workspace.mesh
+    start = time.process_time()
     for _ in generate(model, requests, seed=config.seed, settings=config.engine, mesh=mesh, on_stats=keep):
         pass
-    note(f"engine: {last.new_tokens:,} tokens in {last.seconds:.1f} s, {last.tokens_per_second:.1f} tokens/s")
-    return last
+    return last.as_dict() | _rates("engine", last.new_tokens, last.seconds, time.process_time() - start)
 
 
 def _run_peer(peer: peers.Peer, batches: Sequence[Sequence[peers.Row]]) -> dict:
-    start, tokens = time.perf_counter(), 0
+    start, processor, tokens = time.perf_counter(), time.process_time(), 0
     for number, batch in enumerate(batches, 1):
         tokens += sum(peer(batch))
-        rate = tokens / (time.perf_counter() - start)
-        note(f"peer: batch {number} of {len(batches)} ({len(batch)} sequences), {rate:.1f} tokens/s")
-    seconds = time.perf_counter() - start
-    return {
-        "sequences": sum(map(len, batches)),
-        "tokens": tokens,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / seconds, 3),
-    }
+        what = f"peer: {number} of {len(batches)} batches of {len(batch)}"
+        rates = _rates(what, tokens, time.perf_counter() - start, time.process_time() - processor)
+    return {"sequences": sum(map(len, batches)), "tokens": tokens, **rates}
+
+
+def _rates(what: str, tokens: int, seconds: float, processor_seconds: float) -> dict:
+    values = (seconds, processor_seconds, tokens / seconds, tokens / processor_seconds)
+    rates = {name: round(v, 3) for name, v in zip(("seconds", "processor_seconds", *RATES), values, strict=True)}
+    note(f"{what}: {tokens:,} tokens, {mapping(rates)}")
+    return rates
 
 
 def _settings(config: Config, requests: Sequence[Request], *, forced: bool) -> dict:

@@ -18,22 +18,15 @@ def bench() -> None:
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.option("--against", type=click.Choice(["transformers", "tunix"]), help="A peer for the same requests.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="The peer's batch.")
+@click.option("--batches", type=click.IntRange(1), help="The peer answers so many of its batches; all by default.")
 @click.option("--singles", type=click.IntRange(0), default=4, show_default=True, help="Sequences the peer does alone.")
 @click.option("--forced", is_flag=True, help="No stop tokens: every sequence has rollouts.max_new_tokens tokens.")
 @click.option("--once", is_flag=True, help="No second, warm run of the engine.")
-def bench_rollout(
-    config: Path,
-    overrides: tuple[str, ...],
-    against: str | None,
-    batch_size: int,
-    singles: int,
-    forced: bool,
-    once: bool,
-) -> None:
+def bench_rollout(config: Path, overrides: tuple[str, ...], **how: object) -> None:
     """Sample the rollouts of CONFIG's questions, cold and warm, and through a peer."""
     settings = load_settings(config, overrides)
     use_compilation_cache(settings)
     from ssb_jax.bench.rollout import bench_rollout as measure
 
-    report = measure(settings, against=against, batch_size=batch_size, singles=singles, forced=forced, once=once)
+    report = measure(settings, **how)
     click.echo(json.dumps(report, indent=1))
