@@ -9,6 +9,8 @@ import json
 import math
 import re
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
@@ -52,8 +54,7 @@ def compile_engine(
 ) -> dict[str, Any]:
     """Compiles one decode chunk and one prefill for the mesh's devices; nothing is executed.
 
-    Returns bytes a chip for each: arguments, cache, temporaries, and the largest array that is gathered between chips,
-    as far as the compiled text can be read.
+    Returns bytes a chip for each: arguments, cache, temporaries; and the arrays that are gathered between chips.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     model = abstract_model(config, dtype)
@@ -66,29 +67,27 @@ def compile_engine(
     tokens = jax.ShapeDtypeStruct((prompts, prompt_length), jnp.int32, sharding=replicated)
     lengths = jax.ShapeDtypeStruct((prompts,), jnp.int32, sharding=replicated)
     with use_mesh(mesh):
-        decode = device.decode.lower(model, None, cache, rows, None, enough, steps=steps).compile()
-        prefill = device.prefill.lower(model, None, tokens, lengths, None).compile()
+        decode = _report(device.decode.lower(model, None, cache, rows, None, enough, steps=steps), config)
+        prefill = _report(device.prefill.lower(model, None, tokens, lengths, None), config)
     held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(cache))
-    return {
-        "decode": _report(decode, config) | {"cache_bytes": held},
-        "prefill": _report(prefill, config),
-    }
+    share = round(decode["temporary_bytes"] / held, 4)
+    return {"decode": decode | {"cache_bytes": held, "temporaries_of_cache": share}, "prefill": prefill}
 
 
-def _report(compiled: jax.stages.Compiled, config: ModelConfig) -> dict[str, Any]:
+def _report(lowered: jax.stages.Lowered, config: ModelConfig) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:  # not every TPU program can be printed once it is compiled
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        (text,) = (path.read_text() for path in Path(folder).glob("*.after_optimizations.txt"))
     memory = compiled.memory_analysis()
-    report = {
+    results = " ".join(re.findall(r"= (\S+|\(.*?\)) all-gather(?:-start)?\(", text))
+    gathered = sorted({f"{kind}[{shape}]" for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", results)})
+    return {
         "argument_bytes": memory.argument_size_in_bytes,
         "aliased_bytes": memory.alias_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
+        "gathers": gathered,
+        "gathers_of_logits": [shape for shape in gathered if shape.endswith(f",{config.vocab_size}]")],
     }
-    try:
-        text = compiled.as_text()
-    except jax.errors.JaxRuntimeError as error:  # some of libtpu's fusions cannot be printed
-        return report | {"text": f"not readable: {str(error).splitlines()[0]}"}
-    gathered = re.findall(r"= (\w+)\[([\d,]*)\]\S* all-gather(?:-start)?\(", text)
-    logits = [f"{kind}[{shape}]" for kind, shape in gathered if shape.endswith(f",{config.vocab_size}")]
-    return report | {"gathers": sorted({f"{kind}[{shape}]" for kind, shape in gathered}), "gathers_of_logits": logits}
 
 
 @click.command()
