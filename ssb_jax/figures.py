@@ -74,6 +74,19 @@ def draw_lines(
     axis.set_ylabel(label_y)
 
 
+def log_axis(axis, ticks: Sequence[float] | None = None) -> None:
+    """Makes the x axis logarithmic, with these ticks, or 1, 2 and 5 of each decade, with decimal prefixes."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_locator(NullLocator())
+    if ticks is None:
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    else:
+        axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+
+
 def colour_of(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 

@@ -18,9 +18,11 @@ _METHODS = {
     "sft": "cross-entropy on its own verified solutions",
     "rft": "rejection sampling: cross-entropy on its own right answers",
     "grpo": "GRPO on its own graded answers",
+    "on-policy": "on-policy self-distillation: its own answers, scored by itself with hints",
 }
 _SECTIONS = {
     "grpo": ("prompts", "grpo", "lora"),
+    "on-policy": ("prompts", "rollouts", "on_policy", "lora", "distillation"),
     "": ("prompts", "rollouts", "teaching", "targets", "lora", "distillation"),
 }
 _TEMPLATE = """\

@@ -64,9 +64,14 @@ def summarise(
         "strict": {name: _strict(questions, a.verdicts) for name, a in answers.items()},
         "groups": _groups(questions, {name: found["pass@1"] for name, found in scores.items()}, interval),
         "outcomes": {name: dict(Counter(v.outcome.value for v in a.verdicts)) for name, a in answers.items()},
-        "mean_tokens": {name: sum(v.tokens for v in a.verdicts) / len(a.verdicts) for name, a in answers.items()},
+        "mean_tokens": {name: _mean_tokens(a.verdicts) for name, a in answers.items()},
         "rows": _rows(questions, answers, num_samples),
     }
+
+
+def _mean_tokens(verdicts: Sequence[Verdict]) -> float | None:
+    """None for answers from elsewhere, whose tokens nobody counted."""
+    return sum(v.tokens for v in verdicts) / len(verdicts) or None
 
 
 def format_failures(summary: Mapping[str, Any]) -> list[str]:

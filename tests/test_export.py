@@ -1,6 +1,7 @@
 """`ssb export`: what it writes is what transformers and peft load, with a card, whole or not at all."""
 
 import json
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +12,13 @@ from click.testing import CliRunner
 from model_helpers import make_lora
 
 from ssb_jax import export as exporting
-from ssb_jax.artifacts import complete, write_atomically
+from ssb_jax.artifacts import Manifest, complete, write_atomically
 from ssb_jax.cli import main
-from ssb_jax.config import load_config
+from ssb_jax.config import config_from_dict, load_config
+from ssb_jax.config.tree import Method
 from ssb_jax.model.adapters import save_adapter
 from ssb_jax.model.weights import load_model, read_config, resolve_model
+from ssb_jax.model_card import model_card
 from ssb_jax.workspace import Workspace
 
 TOKENS = np.arange(5, 45)[None]
@@ -75,6 +78,15 @@ def test_peft_and_transformers_load_what_is_exported(run, tmp_path):
         assert "**1 of these questions are training questions too.**" in text
         assert "ssb-jax 0." in text
     assert "library_name: peft" in (tmp_path / "peft" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_every_method_has_a_card(method, tmp_path):
+    values = {"method": method, "model": {"path": "builtin:tiny"}, "questions": {"path": "q.jsonl"}}
+    trained = Manifest(method, {}, {}, {}, 1.0, {"ssb-jax": "0.1.0"})
+    card = model_card(tmp_path, config=config_from_dict(values), trained=trained, base="builtin:tiny", merged=True)
+    assert "Not evaluated." in card
+    assert f"tags: [{method}, " in card
 
 
 def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):

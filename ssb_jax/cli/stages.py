@@ -85,7 +85,7 @@ def print_results(results: dict[str, dict]) -> None:
     for name, result in results.items():
         header = ("model", *next(iter(result["metrics"].values())), "mean tokens")
         rows = [
-            (model, *(_percent(metrics[m]) for m in header[1:-1]), f"{result['mean_tokens'][model]:.0f}")
+            (model, *(_percent(metrics[m]) for m in header[1:-1]), _tokens(result["mean_tokens"][model]))
             for model, metrics in result["metrics"].items()
         ]
         for model, differences in result["differences"].items():
@@ -96,6 +96,10 @@ def print_results(results: dict[str, dict]) -> None:
             )
         confidence = f"{100 * result['confidence']:.0f} % intervals"
         table(f"{name}: {result['questions']} questions, {result['num_samples']} sample(s), {confidence}", header, rows)
+
+
+def _tokens(mean: float | None) -> str:
+    return "" if mean is None else f"{mean:.0f}"
 
 
 def _percent(interval: dict, *, signed: bool = False) -> str:

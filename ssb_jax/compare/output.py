@@ -12,7 +12,7 @@ from pathlib import Path
 from ssb_jax.artifacts import write_atomically
 from ssb_jax.compare.points import Comparison, Point, Reach
 from ssb_jax.compare.results import AXES, BASE
-from ssb_jax.figures import as_svg, colour_of, figure, save_figure
+from ssb_jax.figures import as_svg, colour_of, figure, log_axis, save_figure
 from ssb_jax.stats import Interval
 
 AXIS_NAMES = {
@@ -21,6 +21,8 @@ AXIS_NAMES = {
     "flops": "FLOPs",
     "device_seconds": "device seconds",
 }
+_SHORT_NAMES = AXIS_NAMES | {"generated_tokens": "tokens", "device_seconds": "device s"}
+_MARKERS = "os^Dv<>"
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
@@ -29,7 +31,7 @@ def point_tables(comparison: Comparison) -> list[tuple[str, tuple[str, ...], lis
     tables = []
     reference = comparison.reference
     for name, points in _by_set(comparison.points).items():
-        header = ["method", "seeds", "accuracy %", *AXIS_NAMES.values()]
+        header = ["method", "seeds", "accuracy %", *_SHORT_NAMES.values()]
         compared = any(point.difference is not None for point in points)
         if compared:
             header.append(f"minus {reference}")
@@ -53,7 +55,7 @@ def reach_tables(comparison: Comparison) -> list[tuple[str, tuple[str, ...], lis
         found = {(reach.method, reach.axis): reach for reach in reaches}
         rows = [(method, *(_reach_cell(found.get((method, axis))) for axis in AXES)) for method in methods]
         title = f"{name}: what reaching {100 * reaches[0].accuracy:.1f} % costs, and times the cheapest"
-        tables.append((title, ("method", *AXIS_NAMES.values()), rows))
+        tables.append((title, ("method", *_SHORT_NAMES.values()), rows))
     return tables
 
 
@@ -124,25 +126,29 @@ def _finite(value):
 
 
 def write_figure(comparison: Comparison, path: Path) -> None:
-    """All sets, one row of panels each."""
-    with _drawn(comparison, list(_by_set(comparison.points))) as drawn:
+    """All sets, one row of panels each, one panel for each axis that somebody knows."""
+    with _drawn(comparison, list(_by_set(comparison.points)), _known_axes(comparison)) as drawn:
         save_figure(drawn, path)
 
 
-def set_figures(comparison: Comparison) -> dict[str, str]:
-    """Set -> its panels as SVG."""
-    figures = {}
+def set_figures(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """Set -> name of the axis -> its panel as SVG."""
+    figures: dict[str, dict[str, str]] = {}
     for name in _by_set(comparison.points):
-        with _drawn(comparison, [name]) as drawn:
-            figures[name] = as_svg(drawn)
+        for axis in _known_axes(comparison):
+            with _drawn(comparison, [name], [axis]) as drawn:
+                figures.setdefault(name, {})[AXIS_NAMES[axis]] = as_svg(drawn)
     return figures
 
 
+def _known_axes(comparison: Comparison) -> list[str]:
+    return [a for a in AXES if any(p.cost[a] for p in comparison.points)] or ["questions"]
+
+
 @contextlib.contextmanager
-def _drawn(comparison: Comparison, names: Sequence[str]) -> Iterator:
-    """A figure with a row of panels for each set, one panel for each axis that somebody knows."""
+def _drawn(comparison: Comparison, names: Sequence[str], axes: Sequence[str]) -> Iterator:
+    """A figure with a row of panels for each set and a panel for each axis."""
     points = _by_set(comparison.points)
-    axes = [a for a in AXES if any(p.cost[a] for p in comparison.points)] or ["questions"]
     with figure(columns=len(axes), rows=len(names), width=3.6, height=3.0) as (drawn, panels):
         for i, panel in enumerate(panels):
             row, column = divmod(i, len(axes))
@@ -164,10 +170,10 @@ def _draw_panel(panel, points: Sequence[Point], axis: str, *, legend: bool) -> N
         low = [v - 100 * p.accuracy.low for v, p in zip(values, known, strict=True)]
         high = [100 * p.accuracy.high - v for v, p in zip(values, known, strict=True)]
         panel.errorbar(
-            [p.cost[axis] for p in known], values, yerr=(low, high), color=colour_of(i), marker="o", markersize=4,
-            capsize=2, label=method,
+            [p.cost[axis] for p in known], values, yerr=(low, high), color=colour_of(i), marker=_MARKERS[i % 7],
+            linestyle="--" if i % 2 else "-", markersize=5, capsize=2, label=method, markerfacecolor="none",
         )  # fmt: skip
-    panel.set_xscale("log")
+    log_axis(panel, None if axis != "questions" else sorted({p.cost[axis] for p in points if p.cost[axis]}))
     panel.set_xlabel(AXIS_NAMES[axis])
     panel.set_ylabel("accuracy %")
     if legend:

@@ -111,20 +111,24 @@ def load_adapter(folder: str | Path, config: ModelConfig, *, mesh: jax.sharding.
 def check_base(folder: str | Path, base: str, base_folder: Path) -> None:
     """Refuses an adapter that says it was trained on another model than `base`, whose files lie in `base_folder`.
 
-    It is the same model when the last parts of both names agree, or where its folder holds equal weight files.
+    It is the same model when the folder it names holds equal weight files; where there is no such folder, when the last
+    parts of both names agree.
 
     Raises SsbError naming both.
     """
     named = str(read_json(Path(folder) / CONFIG_FILE, "an adapter folder needs one").get("base_model_name_or_path"))
-    if Path(named).name.casefold() in (Path(base).name.casefold(), base_folder.resolve().name.casefold()):
-        return
-    theirs = {path.name: file_digest(path) for path in Path(named).glob("*.safetensors")}
-    if theirs and theirs == {path.name: file_digest(path) for path in base_folder.glob("*.safetensors")}:
+    theirs = _weight_files(Path(named))
+    same_name = Path(named).name.casefold() in (Path(base).name.casefold(), base_folder.resolve().name.casefold())
+    if theirs == _weight_files(base_folder) if theirs else same_name:
         return
     raise SsbError(
         f"the adapter in {folder} was trained on {named}, not on this run's {base}; evaluate it with its own base, or, "
         f"if both have the same weights, correct base_model_name_or_path in its {CONFIG_FILE}"
     )
+
+
+def _weight_files(folder: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in folder.glob("*.safetensors")}
 
 
 def tensor_name(layer: int, module: str, matrix: str) -> str:

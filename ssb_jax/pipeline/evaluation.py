@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ssb_jax import hosts
 from ssb_jax.artifacts import Manifest, digest, file_digest, read_jsonl, read_manifest
 from ssb_jax.config import Config, EvaluationSet, SsbError
@@ -68,7 +70,7 @@ def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = No
     if answers is not None and not any(name.endswith(f"/{answers.stem}") for name in sources):
         sets = ", ".join(s.name for s in config.evaluation.sets)
         raise SsbError(f"{answers}: no row belongs to a question of {sets}; check id, question and set of the rows")
-    cost = run_cost(run.folder)
+    cost = run_cost(run.folder, devices=jax.device_count())
     if hosts.is_first():
         evaluation.write_results(
             run.folder / "evaluation" / "results.json",

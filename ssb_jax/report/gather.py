@@ -73,7 +73,7 @@ def read_run(folder: Path, *, name: str, questions: int) -> RunView:
 def _missing(folder: Path, config: Config, sets: Mapping[str, dict]) -> Iterable[str]:
     """What an unfinished run has not got; the first gap explains the later ones."""
     stages = {folder / "questions": "no questions yet", folder / "pairs": "its training pairs are not complete"}
-    if config.method == "grpo":
+    if config.method in ("grpo", "on-policy"):
         del stages[folder / "pairs"]
     stages[training_folder(folder, config)] = "its adapter is not trained to the end"
     for stage, sentence in stages.items():

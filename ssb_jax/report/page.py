@@ -123,7 +123,7 @@ def _csp_digest(text: str) -> str:
 def _funnel(run: RunView) -> dict[str, Any]:
     """Steps with their share of the questions, and drop reasons with two examples each."""
     steps = {name: count for name, count in run.funnel.items() if not name.startswith("dropped")}
-    if run.config.method in ("grpo", "rft"):  # which hint nobody
+    if run.config.method in ("grpo", "rft", "on-policy"):  # which take fewer steps
         steps = {name: count for name, count in steps.items() if count}
     total = max(steps.get("questions", 0), 1)
     fates = Counter(item["fate"] for item in run.items)
@@ -189,6 +189,9 @@ def _comparison(runs: Sequence[RunView]) -> dict[str, Any] | None:
         comparison = compare(read_results(evaluated))
     except SsbError as error:
         return {"refused": str(error)}
-    figures = {name: charts.data_uri(svg) for name, svg in set_figures(comparison).items()}
+    figures = {
+        name: {axis: charts.data_uri(svg) for axis, svg in panels.items()}
+        for name, panels in set_figures(comparison).items()
+    }
     tables = point_tables(comparison) + reach_tables(comparison)
     return {"refused": None, "tables": tables, "figures": figures, "warnings": comparison.warnings}
