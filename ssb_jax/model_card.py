@@ -35,8 +35,8 @@ tags: [{{ config.method }}, self-distillation, lora]
 
 # {{ base.rstrip("/").split("/")[-1] }}, {{ config.method }}{{ ", merged" if merged }}
 
-{{ "The base model with its LoRA adapter merged in" if merged else "A LoRA adapter" }}, trained by {{ method }} \
-from `{{ base }}`, with no labels beyond final answers.
+{{ "The base model with its LoRA adapter merged in" if merged else "A LoRA adapter" }}, trained from `{{ base }}` \
+by {{ method }}, with no labels beyond final answers.
 
 ## Results
 
@@ -131,7 +131,8 @@ def _percent(interval: Mapping[str, float | None], sign: str) -> str:
 def _counts(run_folder: Path, trained: Manifest) -> str:
     pairs, steps = read_manifest(run_folder / "pairs"), trained.counts.get("steps")
     made = "" if pairs is None else f"{pairs.counts['pairs']} training pairs came of them"
-    return f"{made}{', ' if made and steps else ''}{f'{steps} steps' if steps else ''}."
+    parts = [part for part in (made, f"{steps} steps" if steps else "") if part]
+    return f"{', '.join(parts)}." if parts else ""
 
 
 def _commit() -> str | None:
