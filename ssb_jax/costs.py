@@ -88,7 +88,7 @@ def run_cost(folder: Path, *, devices: int = 1) -> Cost | None:
         start, distillation from its first.
     """
     recorded = read_cost(folder)
-    if recorded is not None:
+    if recorded is not None or not (folder / "config.yaml").exists():
         return recorded
     config = load_config(folder / "config.yaml")
     trained = read_manifest(training_folder(folder, config))
