@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssb_jax import pipeline
+from ssb_jax import hosts, pipeline
 from ssb_jax.artifacts import digest, drop_partial_line, owning, write_atomically
 from ssb_jax.config import Config, SsbError, config_from_dict, dump_config
 from ssb_jax.console import note
@@ -72,6 +72,7 @@ def _cell(config: Config, *, method: str, loss: str | None, questions: int, seed
 
 def run_study(config: Config, folder: Path) -> list[Path]:
     """Runs every cell that is not finished; returns the cells' folders in order."""
+    hosts.refuse_many("a study")
     grid = cells(config)
     write_atomically(folder / "config.yaml", dump_config(config))
     finished = _finished(folder)
