@@ -74,7 +74,7 @@ def test_a_finished_folder_is_shared_by_those_that_would_make_it_alike(tmp_path)
 
 SMALL = (
     *("--lora.rank", "4", "--distillation.epochs", "1", "--grpo.epochs", "2", "--grpo.checkpoint_every", "2"),
-    *("--grpo.group_size", "2", "--evaluation.sets.0.data.limit", "6", "--grpo.updates", "2"),
+    *("--grpo.group_size", "2", "--evaluation.sets.0.data.limit", "6", "--grpo.schedule", "constant"),
 )
 GRID = ("--study.methods", "[rft,grpo]", "--study.questions", "[8]", "--study.seeds", "[0]")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
