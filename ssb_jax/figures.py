@@ -75,10 +75,14 @@ def draw_lines(
 
 
 def log_axis(axis, ticks: Sequence[float] | None = None) -> None:
-    """Makes the x axis logarithmic, with these ticks, or 1, 2 and 5 of each decade, with decimal prefixes."""
+    """Makes the x axis logarithmic, a decade at least, with these ticks, or 1, 2 and 5 of each decade."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    if high / low < 10:
+        middle = (low * high) ** 0.5
+        axis.set_xlim(middle / 10**0.5, middle * 10**0.5)
     axis.xaxis.set_minor_locator(NullLocator())
     if ticks is None:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
