@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +58,9 @@ class StoreInfo:
       temperatures: at which `topk` knows the mass of its bucket.
     """
 
-    encoding: str
-    dtype: str
-    width: int
+    encoding: Literal["hidden", "logits", "topk", "none"]
+    dtype: Literal["float32", "bfloat16"]
+    width: NonNegativeInt
     head: str
     model: str
     temperatures: tuple[float, ...] = ()

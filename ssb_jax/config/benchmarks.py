@@ -35,6 +35,6 @@ def with_benchmark(values: Any) -> Any:
     """An entry of `evaluation.sets`: a benchmark's name, or settings of which the benchmark gives what is missing."""
     if isinstance(values, str):
         values = {"name": values}
-    if not isinstance(values, dict) or values.get("name") not in BENCHMARKS:
+    if not isinstance(values, dict) or values.get("name") not in tuple(BENCHMARKS):  # (a list has no hash)
         return values
     return BENCHMARKS[values["name"]] | values

@@ -64,10 +64,10 @@ class ModelConfig:
             sizes["head_dim"] = sizes["hidden_size"] // sizes["num_heads"]
         return cls(
             **sizes,
-            rope_theta=float(_rope(raw).get("rope_theta", raw.get("rope_theta", DEFAULT_ROPE_THETA))),
+            rope_theta=_number("rope_theta", DEFAULT_ROPE_THETA, _rope(raw), raw),
             rms_norm_eps=float(raw["rms_norm_eps"]),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            initializer_range=float(raw.get("initializer_range", 0.02)),
+            initializer_range=_number("initializer_range", 0.02, raw),
         )
 
     def to_json_dict(self) -> dict[str, Any]:
@@ -107,6 +107,11 @@ def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
 
 
+def _number(name: str, default: float, *holders: Mapping[str, Any]) -> float:
+    """A number from the first holder that has it; null is nothing."""
+    return float(next((holder[name] for holder in holders if holder.get(name) is not None), default))
+
+
 def _malformed(raw: Mapping[str, Any]) -> list[str]:
     """What is not even of the right type."""
     problems = []
@@ -123,7 +128,7 @@ def _malformed(raw: Mapping[str, Any]) -> list[str]:
     for holder in (raw, {} if problems else _rope(raw)):
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "partial_rotary_factor", "max_window_layers"):
             value = holder.get(name)
-            if value is not None and (type(value) not in (int, float) or not 0 <= value < 1e30):
+            if value is not None and (type(value) not in (int, float) or not 0 <= value <= 1e30):
                 problems.append(f"{name} must be a number that is not negative, got {value!r}")
     return problems
 
