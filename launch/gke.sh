@@ -16,7 +16,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 job apply --filename=- <<<"$manifest"
 
-while now=$(status) && [ -z "$now" ]; do
+until now=$(status) && [ -n "$now" ]; do
   job logs --follow --selector="$first" --tail=-1 || true # no pod yet, or pods restarting
   sleep @poll_seconds@
 done

@@ -49,14 +49,17 @@ wait_until_active() {
 
 for attempt in $(seq 1 "$attempts"); do
   case $(state) in
-    FAILED | SUSPENDING | SUSPENDED) queued delete "$name" --force ;;
+    FAILED | SUSPENDED) queued delete "$name" --force ;;
   esac
   if [ -z "$(state)" ]; then
     queued create "$name" --node-id="$name" --accelerator-type=@accelerator@ --runtime-version=@runtime@ @tier@
   fi
   if wait_until_active; then
-    copy || continue
-    workers @install@ || continue
+    # A host that cannot be reached is on its way out, or will be back.
+    if ! copy || ! workers @install@; then
+      sleep "$poll_seconds"
+      continue
+    fi
     workers @run@ || true
     # The status of each worker's `ssb`.
     statuses=$(workers 'cat ssb-status' | tr '\n' ' ') || statuses=lost

@@ -49,14 +49,17 @@ wait_until_active() {
 
 for attempt in $(seq 1 "$attempts"); do
   case $(state) in
-    FAILED | SUSPENDING | SUSPENDED) queued delete "$name" --force ;;
+    FAILED | SUSPENDED) queued delete "$name" --force ;;
   esac
   if [ -z "$(state)" ]; then
     queued create "$name" --node-id="$name" --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot
   fi
   if wait_until_active; then
-    copy || continue
-    workers 'sudo mount /runs && mkdir -p ssb-jax && tar -xzf ssb-jax.tar.gz -C ssb-jax && python3 -m venv ssb && ssb/bin/pip install --quiet '"'"'./ssb-jax[tpu]'"'"'' || continue
+    # A host that cannot be reached is on its way out, or will be back.
+    if ! copy || ! workers 'sudo mount /runs && mkdir -p ssb-jax && tar -xzf ssb-jax.tar.gz -C ssb-jax && python3 -m venv ssb && ssb/bin/pip install --quiet '"'"'./ssb-jax[tpu]'"'"''; then
+      sleep "$poll_seconds"
+      continue
+    fi
     workers 'rm -f ssb-status; cd ssb-jax; SSB_COORDINATOR=auto ../ssb/bin/ssb run configs/qwen2.5-3b-gsm8k.yaml --out '"'"'/runs/it'"'"'"'"'"'"'"'"'s'"'"'; echo $? > ~/ssb-status' || true
     # The status of each worker's `ssb`.
     statuses=$(workers 'cat ssb-status' | tr '\n' ' ') || statuses=lost
