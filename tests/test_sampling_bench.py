@@ -22,4 +22,4 @@ def test_bench_rollout_prints_one_object():
     assert report["warm"]["new_tokens"] == 2 * 2 * 4
     assert report["warm"]["tokens_per_second"] > 0
     assert report["settings"]["forced_length"]
-    assert "tokens/s" in result.stderr
+    assert "tokens_per_second" in result.stderr
