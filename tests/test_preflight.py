@@ -1,6 +1,7 @@
 """`ssb preflight`: its bytes are those of a real run, its counts those of independent formulas, its errors clear."""
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def test_a_shape_comes_from_a_file_a_folder_or_a_name(tmp_path):
 def test_an_unknown_topology_is_told_the_known_ones(name):
     with pytest.raises(SsbError, match="v5.*2x2"):
         load_topology(name)
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SsbError, match="pip install libtpu"):
+        load_topology("v5e:2x2")
+
+
+def test_slices_that_are_not_here():
+    pytest.importorskip("libtpu", reason="libtpu, which knows TPU slices, is not installed")
+    assert [len(load_topology(name).devices) for name in ("v4:2x2x1", "v5e:4x4", "v5p:2x2x2", "v6e:2x4")] == [
+        4,
+        16,
+        8,
+        8,
+    ]
+    with pytest.raises(SsbError, match="libtpu does not give it"):
+        load_topology("v5e:3x3")
 
 
 def test_the_devices_of_this_machine():

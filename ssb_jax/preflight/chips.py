@@ -44,6 +44,7 @@ CHIPS = {
     "v5p": Chip("v5p", int(95.73 * GIB), 459e12, 2765e9, 300e9),
     "v6e": Chip("v6e", int(31.24 * GIB), 918e12, 1640e9, 200e9),
 }
+_LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 KNOWN = {"v4": _CUBE, "v5e": _FLAT, "v5p": _CUBE, "v6e": _FLAT}
@@ -76,7 +77,9 @@ def load_topology(name: str) -> Topology:
             f"topology {name}: libtpu is not installed, and it compiles for TPUs on any machine: "
             "pip install 'ssb-jax[tpu]' or pip install libtpu"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask the metadata server of a cloud we are not in
+    # Do not ask the metadata server of a cloud that we are not in; and no chip is used, so others may load libtpu too.
+    for variable, value in _LIBTPU.items():
+        os.environ.setdefault(variable, value)
     try:
         # A v4 chip's two cores are one device, as JAX has it on the machines themselves.
         options = {"chip_config_name": "megacore"} if kind == "v4" else {}

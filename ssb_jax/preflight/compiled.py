@@ -56,6 +56,7 @@ class Compiled:
     """What one program takes, in bytes a chip.
 
     Attributes:
+      seconds, processor: of compiling, by the clock and of processor time.
       inputs: arguments that are neither weights, cache, adapter nor optimizer.
       temporaries: of the program, results that are new arrays included.
       total: everything in memory while it runs.
@@ -64,6 +65,7 @@ class Compiled:
 
     program: Program
     seconds: float
+    processor: float
     inputs: int
     temporaries: int
     total: int
@@ -78,12 +80,12 @@ def compile_program(program: Program) -> Compiled:
       SsbError: the compiler fails for another reason than memory.
     """
     lowered = program.lower()
-    start = time.perf_counter()
+    clocks = time.perf_counter(), time.process_time()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        return _refused(program, str(error), time.perf_counter() - start)
-    seconds = time.perf_counter() - start
+        return _refused(program, str(error), *_passed(clocks))
+    seconds, processor = _passed(clocks)
     memory = compiled.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + new
@@ -91,6 +93,7 @@ def compile_program(program: Program) -> Compiled:
     return Compiled(
         program,
         seconds,
+        processor,
         inputs=max(0, arguments - sum(program.held.values())),
         temporaries=temporaries,
         total=arguments + temporaries + sum(program.beside.values()),
@@ -98,7 +101,11 @@ def compile_program(program: Program) -> Compiled:
     )
 
 
-def _refused(program: Program, message: str, seconds: float) -> Compiled:
+def _passed(since: tuple[float, float]) -> tuple[float, float]:
+    return time.perf_counter() - since[0], time.process_time() - since[1]
+
+
+def _refused(program: Program, message: str, seconds: float, processor: float) -> Compiled:
     found = _REFUSED.search(message)
     if found is None:
         raise SsbError(f"{program.stage}, {program.name}: it does not compile: {message.strip().splitlines()[0]}")
@@ -107,7 +114,7 @@ def _refused(program: Program, message: str, seconds: float) -> Compiled:
     total = int(used) + sum(program.beside.values())
     temporaries = max(0, int(used) - sum(program.held.values()))
     unread = Collectives(unread="the program was not compiled to its end")
-    return Compiled(program, seconds, 0, temporaries, total, unread, refused=True)
+    return Compiled(program, seconds, processor, 0, temporaries, total, unread, refused=True)
 
 
 def _collectives_of(compiled: jax.stages.Compiled) -> Collectives:

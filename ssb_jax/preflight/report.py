@@ -83,6 +83,7 @@ def _program(done: Compiled, memory: int) -> dict[str, Any]:
         "share": round(done.total / memory, 4),
         "refused_by_compiler": done.refused,
         "compile_seconds": round(done.seconds, 1),
+        "compile_processor_seconds": round(done.processor, 1),
         "collectives": dataclasses.asdict(done.collectives),
     }
 

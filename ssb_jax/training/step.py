@@ -251,9 +251,20 @@ def make_step(
             health=_health(stats, tokens, measure) if health_every > 0 else {},
             **{name: getattr(stats, name) / tokens for name in TokenStats.__dataclass_fields__ if name != "further"},
         )
-        return TrainState(lora, optimizer_state, state.step + 1), numbers
+        return _laid_out(TrainState(lora, optimizer_state, state.step + 1), optimizer), numbers
 
     return jax.jit(step, donate_argnums=1)
+
+
+def _laid_out(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    """A step's state lies as it came; else the second step would be compiled for another layout, and the donation lost.
+
+    Outside a mesh it is left as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return state
+    return jax.lax.with_sharding_constraint(state, state_shardings(state, optimizer, mesh))
 
 
 def _updates_done(state: TrainState) -> Int[Array, ""]:
