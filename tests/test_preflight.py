@@ -91,6 +91,9 @@ HLO = """HloModule jit_f
 }
 
 %inner (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %k = bf16[8,128]{1,0} custom-call(%x), custom_call_target="kernel", frontend_attributes={kernel_metadata={
+"block": 512
+}}, backend_config={}
   %g = bf16[8,128]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={1}
 }
 

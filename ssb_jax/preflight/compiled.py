@@ -186,7 +186,7 @@ def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
                 entry = words[0] == "ENTRY"
                 name = ("ENTRY " if entry else "") + words[1 if entry else 0].lstrip("%")
                 lines = []
-        elif line.startswith("}"):
+        elif line.rstrip() == "}" or line.startswith("}, execution_thread"):  # attributes may break lines, too
             yield name, lines
             name = None
         else:

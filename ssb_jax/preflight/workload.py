@@ -178,7 +178,15 @@ def rollouts(job: Job) -> Generation:
         questions = math.ceil(questions / settings.block_size) * settings.block_size
     questions = min(questions, job.config.questions.limit or questions)
     tokens = job.assumed.question_tokens
-    return _generation(job, settings, prompts=questions, samples=settings.num_samples, prompt=tokens, longest=tokens)
+    return _generation(
+        job,
+        settings,
+        prompts=questions,
+        together=min(questions, settings.block_size or questions),
+        samples=settings.num_samples,
+        prompt=tokens,
+        longest=tokens,
+    )
 
 
 def teaching(job: Job) -> Generation:
@@ -190,6 +198,7 @@ def teaching(job: Job) -> Generation:
         job,
         settings,
         prompts=2 * pairs_wanted(job),
+        together=min(2 * pairs_wanted(job), job.config.rollouts.block_size or 2 * pairs_wanted(job)),
         samples=settings.attempts,
         prompt=prompt + 2 * answer,
         longest=min(longest, job.shape.max_position_embeddings - 1),
@@ -205,6 +214,7 @@ def evaluations(job: Job) -> list[Generation]:
             job,
             s.sampling,
             prompts=2 * (s.data.limit or job.assumed.set_size),
+            together=s.data.limit or job.assumed.set_size,
             samples=s.num_samples,
             prompt=tokens,
             longest=tokens,
@@ -218,7 +228,7 @@ def scoring(job: Job) -> Scoring:
     """Step 4."""
     pairs, context = pairs_wanted(job), job.shape.max_position_embeddings
     prompt = job.assumed.question_tokens + _HINT_WORDS
-    reply = _longest(job, job.config.teaching)
+    reply = min(_longest(job, job.config.teaching), context - 1)
     longest = min(prompt + 2 * _longest(job, job.config.rollouts) + reply, context)
     expected = prompt + 2 * _expected(job, job.config.rollouts) + _expected(job, job.config.teaching)
     parts = schedule.row_parts(job.mesh)
@@ -232,7 +242,6 @@ def training(job: Job) -> Training:
     """Step 5, planned by the stage's own code for pairs of the longest and of the expected length."""
     settings, prompt = job.config.distillation, job.assumed.question_tokens
     limit = min(settings.max_length, job.shape.max_position_embeddings)
-
     count = min(settings.batch_size, pairs_wanted(job))
 
     def pairs(reply: int) -> tuple[Pair, ...]:
@@ -263,13 +272,19 @@ def slots_for(job: Job, *, wanted: int | None, sequences: int, longest: int) -> 
 
 
 def _generation(
-    job: Job, settings: Sampling, *, prompts: int, samples: int, prompt: int, longest: int, adapter: bool = False
+    job: Job,
+    settings: Sampling,
+    *,
+    prompts: int,
+    together: int,
+    samples: int,
+    prompt: int,
+    longest: int,
+    adapter: bool = False,
 ) -> Generation:
+    """`together` is how many of the prompts are given to the engine in one call."""
     context = job.shape.max_position_embeddings
-    sequences = prompts * samples
     reach = min(longest + settings.max_new_tokens, context)  # what the engine makes room for
-    block = job.config.rollouts.block_size
-    at_once = min(sequences, (block or prompts) * samples)
     return Generation(
         prompts=prompts,
         samples=samples,
@@ -277,7 +292,7 @@ def _generation(
         answer=_expected(job, settings),
         longest_prompt=longest,
         longest=min(longest + _longest(job, settings), context),
-        slots=slots_for(job, wanted=job.config.engine.slots, sequences=at_once, longest=reach),
+        slots=slots_for(job, wanted=job.config.engine.slots, sequences=together * samples, longest=reach),
         penalised=settings.repetition_penalty != 1.0,  # None: generation_config.json's, which for Qwen2.5 is not 1
         adapter=adapter,
     )
