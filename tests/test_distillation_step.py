@@ -16,6 +16,7 @@ from ssb_jax.model.sharding import make_mesh, use_mesh
 from ssb_jax.model.transformer import model_shardings
 from ssb_jax.stages.targets import teacher_targets
 from ssb_jax.training.batches import Weighting
+from ssb_jax.training.lowering import lower_step
 from ssb_jax.training.plan import make_plan, prepared_batches
 from ssb_jax.training.step import (
     TrainState,
@@ -263,3 +264,14 @@ def test_adamw_is_torchs():
         torch.nn.utils.clip_grad_norm_([theirs], 0.5)
         reference.step()
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_steps_state_lies_as_it_came():
+    """Key/value matrices came out split over tensor, where they go in whole: the second step was compiled again."""
+    mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
+    config = make_config()
+    lowered = lower_step(MODEL, mesh, PAIRS[:2], settings=config.distillation, lora_settings=config.lora)
+    compiled = lowered.compile()
+    given, returned = (jax.tree.leaves(x) for x in (compiled.input_shardings[0][1], compiled.output_shardings[0]))
+    for before, after, like in zip(given, returned, jax.tree.leaves(lowered.args_info[0][1]), strict=True):
+        assert before.is_equivalent_to(after, len(like.shape))

@@ -18,7 +18,7 @@ from ssb_jax.preflight.compiled import read_collectives
 from ssb_jax.preflight.models import model_shape, published_shapes
 from ssb_jax.preflight.roofline import attention_flops, head_flops, layer_flops
 from ssb_jax.preflight.suggest import suggest
-from ssb_jax.preflight.workload import STAGES, Assumed, make_job
+from ssb_jax.preflight.workload import Assumed, make_job
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -144,7 +144,7 @@ def test_a_suggestion_fits_by_estimate_and_comes_fastest_first():
     topology = Topology("eight", Chip("v5e", 15 * GIB, 197e12, 819e9, 100e9), tuple(jax.devices()))
     shape = published_shapes()["qwen2.5-3b"]
     job = make_job(config, shape, topology, Assumed())
-    found = suggest(job, STAGES)
+    found = suggest(job, ("rollout", "targets"))
     assert [s.hours for s in found] == sorted(s.hours for s in found)
     assert all(s.peak < topology.chip.memory for s in found)
     assert {tuple(s.job.mesh.shape.values()) for s in found} >= {(4, 1, 2), (8, 1, 1), (1, 8, 1)}
@@ -152,7 +152,7 @@ def test_a_suggestion_fits_by_estimate_and_comes_fastest_first():
     assert make_job(again, shape, topology, Assumed()).mesh == found[0].job.mesh
     small = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, memory=GIB))
     with pytest.raises(SsbError, match="nothing fits eight"):
-        suggest(make_job(config, shape, small, Assumed()), STAGES)
+        suggest(make_job(config, shape, small, Assumed()), ("rollout", "targets"))
 
 
 def test_bad_usage_is_said():

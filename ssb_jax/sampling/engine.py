@@ -67,15 +67,18 @@ def generate(
 
 
 def _run(engine: _Engine, on_stats: Callable[[EngineStats], None] | None) -> Iterator[Completion]:
-    while True:
-        with use_mesh(engine.mesh):  # not around the yield: the caller's code is not ours to put on a mesh
-            if not engine.fill():
-                return
-            done = engine.advance()
-        if on_stats is not None:
-            on_stats(engine.stats())
-        yield from done
-        engine.check_failures()
+    try:
+        while True:
+            with use_mesh(engine.mesh):  # not around the yield: the caller's code is not ours to put on a mesh
+                if not engine.fill():
+                    return
+                done = engine.advance()
+            if on_stats is not None:
+                on_stats(engine.stats())
+            yield from done
+            engine.check_failures()
+    finally:
+        engine.release()
 
 
 class _Engine:
@@ -132,6 +135,11 @@ class _Engine:
         done = [completion(s.request, s.sample, s.emitted) for s in ended]
         counts.update(c.stop.value for c in done)
         return done
+
+    def release(self) -> None:
+        """Lets go of what lies on the devices: the engine's parts refer to each other, and would keep it for long."""
+        self.slots.cache = self.queue.prefix_cache = None
+        self.queue.staged.clear()
 
     def check_failures(self) -> None:
         failed = self.meter.counts[StopReason.FAILED.value]
