@@ -36,7 +36,8 @@ class Suggestion:
     def overrides(self) -> list[str]:
         """The settings, as arguments of a command."""
         mesh, config = self.job.mesh.shape, self.job.config
-        values = {f"mesh.{axis}": size for axis, size in mesh.items()} | {
+        values = {"mesh.rule": "sizes"} | {f"mesh.{axis}": size for axis, size in mesh.items()}
+        values |= {
             "targets.batch_size": config.targets.batch_size,
             "distillation.micro_batch": config.distillation.micro_batch or config.distillation.batch_size,
         }
