@@ -44,6 +44,8 @@ PUBLISHED = {
     "skip_first": 0,
     "ignore_special_tokens": False,
     "last_weight": 1.0,
+    "rise": None,
+    "fall": None,
     "select": "all",
 }
 Logits = Callable[[Pair], "torch.Tensor"]

@@ -30,3 +30,55 @@ def bench_rollout(config: Path, overrides: tuple[str, ...], **how: object) -> No
 
     report = measure(settings, **how)
     click.echo(json.dumps(report, indent=1))
+
+
+def _on_pairs(function):
+    """Arguments of a measurement on training pairs."""
+    for option in (
+        click.option("--reply", type=click.IntRange(1), default=256, show_default=True, help="Tokens of each reply."),
+        click.option("--prompt", type=click.IntRange(1), default=160, show_default=True, help="Tokens of each prompt."),
+        click.option("--pairs", type=click.Path(path_type=Path), help="A run whose pairs are taken; else random ones."),
+        click.argument("overrides", nargs=-1, type=click.UNPROCESSED),
+        click.argument("config", type=click.Path(path_type=Path)),
+    ):
+        function = option(function)
+    return function
+
+
+@bench.command("distill", context_settings={"ignore_unknown_options": True})
+@_on_pairs
+@click.option("--against", type=click.Choice(["torch"]), help="The published trainer on the same pairs.")
+@click.option("--steps", type=click.IntRange(3), default=5, show_default=True, help="The first is not counted.")
+@click.option("--remat", multiple=True, default=["none", "full"], show_default=True, help="Can be given several times.")
+def bench_distill(
+    config: Path, overrides: tuple[str, ...], against: str | None, steps: int, remat: tuple[str, ...], **pairs
+) -> None:
+    """Time and memory of CONFIG's training step, alone and against PyTorch."""
+    settings = load_settings(config, overrides)
+    from ssb_jax.bench.distill import bench_distill as measure
+
+    click.echo(json.dumps(measure(settings, against=against, steps=steps, remat=remat, **pairs), indent=1))
+
+
+@bench.command("targets", context_settings={"ignore_unknown_options": True})
+@_on_pairs
+def bench_targets(config: Path, overrides: tuple[str, ...], **pairs) -> None:
+    """Time and memory of the teacher's pass, and what it stores."""
+    settings = load_settings(config, overrides)
+    from ssb_jax.bench.distill import bench_targets as measure
+
+    click.echo(json.dumps(measure(settings, **pairs), indent=1))
+
+
+@bench.command("parity", context_settings={"ignore_unknown_options": True})
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.option("--steps", type=click.IntRange(1), default=48, show_default=True, help="At least; epochs are whole.")
+@click.option("--prompts", type=click.IntRange(1), default=20, show_default=True, help="Questions answered greedily.")
+def bench_parity(folder: Path, overrides: tuple[str, ...], steps: int, prompts: int) -> None:
+    """Our trainer against the published one in PyTorch on DIR's pairs: every step, and greedy answers."""
+    settings = load_settings(folder / "config.yaml", overrides)
+    use_compilation_cache(settings)
+    from ssb_jax.bench.parity import bench_parity as measure
+
+    click.echo(json.dumps(measure(settings, folder, steps=steps, prompts=prompts), indent=1))
