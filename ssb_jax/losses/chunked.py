@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ssb_jax.config import SsbError
+from ssb_jax.losses.closed import compare, gap, softened_kl
 from ssb_jax.losses.health import outside_top, top_overlap
-from ssb_jax.losses.menu import ABSENT, Loss, TokenInfo, cross_entropy, entropy, kl
+from ssb_jax.losses.menu import ABSENT, Loss, TokenInfo, cross_entropy, kl, ssb
 from ssb_jax.model.sharding import LOGICAL_RULES, constrain
 
 Objective = Callable[[Float[Array, "C V"], Float[Array, "C V"], TokenInfo], Float[Array, "C"]]
@@ -78,7 +79,9 @@ def make_objective(loss: Loss, *, temperature: float = 1.0, kl_weight: float = 1
 
     def objective(teacher_logits, student_logits, info):
         total = 0.0
-        if kl_weight > 0:
+        if kl_weight > 0 and loss is ssb:
+            total += kl_weight * temperature**2 * softened_kl(teacher_logits, student_logits, temperature)
+        elif kl_weight > 0:
             teacher_logp, views = jax.lax.stop_gradient(jax.tree.map(soften, (teacher_logits, info.views)))
             values = loss(teacher_logp, soften(student_logits), replace(info, views=views))
             if jnp.shape(values) != student_logits.shape[:1]:
@@ -173,8 +176,8 @@ def _loop(objective, chunk, temperature, hidden, teacher, head, info, chunks, me
         plain = logits(stored, 1.0) if teacher.encoding == "topk" else target
         new = _stats(plain, student)
         if measure is not None:
-            look = _look(target / temperature, student / temperature, measure)
-            new = replace(new, further={"gap": _gap(plain, student, token_info.reply_ids), **look})
+            look = _look(target, student, temperature, measure)
+            new = replace(new, further={"gap": gap(plain, student, token_info.reply_ids), **look})
         stats = jax.tree.map(lambda all_, new: _store_chunk(all_, new, i * chunk), stats, new)
         return _store_chunk(losses, values, i * chunk), stats, gradient
 
@@ -211,22 +214,15 @@ def _spread(values, which, temperature, V, width):
 
 
 def _stats(teacher_logits, student_logits) -> TokenStats:
-    teacher, student = jax.nn.log_softmax(teacher_logits), jax.nn.log_softmax(student_logits)
-    same = jnp.argmax(teacher, axis=-1) == jnp.argmax(student, axis=-1)
-    return TokenStats(kl(teacher, student), same.astype(jnp.float32), entropy(student), entropy(teacher))
+    found = compare(teacher_logits, student_logits)
+    return TokenStats(found.kl, found.agreement, found.student_entropy, found.teacher_entropy)
 
 
-def _gap(teacher_logits, student_logits, reply_ids):
-    """log p_T(y) - log p_S(y)."""
-    gap = jax.nn.log_softmax(teacher_logits) - jax.nn.log_softmax(student_logits)
-    return jnp.take_along_axis(gap, reply_ids[..., None], axis=-1)[..., 0]
-
-
-def _look(teacher_logits, student_logits, measure):
+def _look(teacher_logits, student_logits, temperature, measure):
     """What the most likely words say, 0 where they are not to be looked at."""
 
     def look():
-        teacher, student = jax.nn.log_softmax(teacher_logits), jax.nn.log_softmax(student_logits)
+        teacher, student = (jax.nn.log_softmax(x / temperature) for x in (teacher_logits, student_logits))
         return top_overlap(teacher, student), kl(teacher, student), outside_top(teacher, student)
 
     zeros = jnp.zeros(teacher_logits.shape[:-1], jnp.float32)

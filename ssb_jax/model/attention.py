@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from ssb_jax.model import kernels
@@ -64,10 +65,54 @@ def attention(
 def _batched(q, k, v, mask):
     B, T, N, H = q.shape
     K = k.shape[2]
-    grouped = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    probabilities = _softmax(scores, mask, H).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", probabilities, v).reshape(B, T, N, H)
+    grouped = jnp.transpose(q.reshape(B, T, K, N // K, H), (0, 2, 3, 1, 4))
+    mixed = _dense(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), mask)
+    return jnp.transpose(mixed, (0, 3, 1, 2, 4)).reshape(B, T, N, H)
+
+
+@jax.custom_vjp
+def _dense(q, k, v, mask):
+    """q (B, K, G, T, H), k and v (B, K, S, H) -> (B, K, G, T, H).
+
+    The scores are computed again in the backward pass, from which nothing of (T, S) is kept, and every product takes
+    such an array as it lies: XLA's own gradient transposes them on a CPU, which takes longer than the products.
+    """
+    return _dense_forward(q, k, v, mask)[0]
+
+
+def _dense_forward(q, k, v, mask):
+    scores = _scores(q, k, mask)
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    mixed, softmax = checkpoint_name(((mixed / total).astype(v.dtype), (largest, total)), "attention")
+    return mixed, (q, k, v, mask, mixed, softmax)
+
+
+def _dense_backward(kept, d_mixed):
+    q, k, v, mask, mixed, (largest, total) = kept
+    probabilities = jnp.exp(_scores(q, k, mask) - largest) / total
+    wide = {"preferred_element_type": jnp.float32}
+    d_probabilities = jnp.einsum("bkgth,bksh->bkgts", d_mixed, v, **wide)
+    mean = jnp.sum(d_mixed.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
+    d_scores = (probabilities * (d_probabilities - mean) * _scale(q)).astype(q.dtype)
+    d_q = jnp.einsum("bkgts,bksh->bkgth", d_scores, k, **wide).astype(q.dtype)
+    d_k = jnp.einsum("bkgth,bkgts->bkhs", q, d_scores, **wide).astype(k.dtype)
+    d_v = jnp.einsum("bkgth,bkgts->bkhs", d_mixed, probabilities.astype(d_mixed.dtype), **wide).astype(v.dtype)
+    return d_q, jnp.swapaxes(d_k, 2, 3), jnp.swapaxes(d_v, 2, 3), None
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _scores(q, k, mask):
+    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * _scale(q)
+    return _masked(scores, mask)
+
+
+def _scale(q):
+    return jnp.float32(1 / np.sqrt(q.shape[-1]))
 
 
 def _matrix_vector(q, k, v, mask):
@@ -84,10 +129,12 @@ def _matrix_vector(q, k, v, mask):
 
 
 def _softmax(scores: Float[Array, "B K G T S"], mask: Mask, head_dim: int) -> Float[Array, "B K G T S"]:
-    scores = scores * jnp.float32(1 / np.sqrt(head_dim))
+    return jax.nn.softmax(_masked(scores * jnp.float32(1 / np.sqrt(head_dim)), mask), axis=-1)
+
+
+def _masked(scores: Float[Array, "B K G T S"], mask: Mask) -> Float[Array, "B K G T S"]:
     # The lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN.
-    scores = jnp.where(mask.dense()[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1)
+    return jnp.where(mask.dense()[:, None, None], scores, jnp.finfo(jnp.float32).min)
 
 
 def rotary_angles(

@@ -5,6 +5,7 @@ y = x W + (alpha / R) * dropout(x) A B, with B = 0 at the start, so that a fresh
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +13,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from ssb_jax.config import SsbError
@@ -118,8 +120,33 @@ def lora_delta(
     if key is not None and dropout > 0:
         kept = jax.random.bernoulli(key, 1 - dropout, x.shape)
         x = jnp.where(kept, x / (1 - dropout), jnp.zeros_like(x))
-    # In the activation's dtype: a float32 copy of a (B, T, F) input would cost more than the rank-R product gains.
-    return (x @ a.astype(x.dtype)) @ b.astype(x.dtype) * scale
+    return _low_rank(x, a, b, scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _low_rank(x, a, b, scale):
+    """x A B * scale, in the activation's dtype: a float32 copy of a (B, T, F) input would cost more than it gains.
+
+    In the gradients x and the output's cotangent are taken as they lie, and only arrays of rank R are transposed.
+    """
+    return _low_rank_forward(x, a, b, scale)[0]
+
+
+def _low_rank_forward(x, a, b, scale):
+    inner = checkpoint_name(x @ a.astype(x.dtype), "low_rank")
+    return inner @ b.astype(x.dtype) * scale, (x, inner, a, b)
+
+
+def _low_rank_backward(scale, kept, d_out):
+    x, inner, a, b = kept
+    d_inner = jnp.einsum("bto,ro->btr", d_out, b.astype(x.dtype)) * scale
+    d_x = jnp.einsum("btr,ir->bti", d_inner, a.astype(x.dtype))
+    d_a = jnp.einsum("btr,bti->ri", d_inner, x, preferred_element_type=jnp.float32).T
+    d_b = jnp.einsum("btr,bto->ro", inner, d_out, preferred_element_type=jnp.float32) * scale
+    return d_x, d_a.astype(a.dtype), d_b.astype(b.dtype)
+
+
+_low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 
 @jax.jit

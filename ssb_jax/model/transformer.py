@@ -15,6 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 from ssb_jax.config import SsbError
@@ -47,7 +48,8 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
 
 REMAT_POLICIES = {
     "none": None,  # keep every intermediate
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep outputs of weight matmuls
+    # Keep what the weight matrices gave, and of the attention its result: no such product is computed twice.
+    "dots": jax.checkpoint_policies.save_only_these_names("product", "low_rank", "attention"),
     "full": jax.checkpoint_policies.nothing_saveable,  # keep only the layer's input
 }
 
@@ -169,7 +171,7 @@ def _projector(weights, adapter, lora, key):
             module_key = None if key is None else jax.random.fold_in(key, LORA_MODULES.index(name))
             delta = lora_delta(flat, a, b, scale=lora.scale, dropout=lora.dropout, key=module_key)
             out = out + delta.reshape(out.shape)
-        return out
+        return checkpoint_name(out, "product")
 
     return project
 
