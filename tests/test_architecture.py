@@ -21,7 +21,7 @@ LAYERS = [
     {"answering", "scores", "given", "model_card"},
     {"stages", "baselines"},
     {"pipeline", "export", "bench", "preflight", "doctor", "compare"},
-    {"study", "report", "rounds", "lab"},
+    {"study", "report", "rounds", "lab", "exchange"},
     {"cli"},
     {"__main__"},
 ]
