@@ -18,14 +18,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ssb_jax.artifacts import complete, file_digest, read_jsonl, read_manifest, write_atomically, write_jsonl
+from ssb_jax.artifacts import complete, file_digest, read_jsonl, write_atomically, write_jsonl
 from ssb_jax.chat import Chat
 from ssb_jax.config import SsbError
 from ssb_jax.console import note, progress
 from ssb_jax.losses.chunked import decode
 from ssb_jax.pipeline import Run, hints_by_id, load_pairs
 from ssb_jax.records import Pair
-from ssb_jax.stages.targets import teacher_targets
+from ssb_jax.stages.targets import whole_targets
 from ssb_jax.store import TargetWriter, open_store, store_info
 
 TEACHER, STUDENT = "generated_math_teacher_data.jsonl", "generated_math_student_data.jsonl"
@@ -60,24 +60,18 @@ def write_scripts_files(run: Run, folder: Path) -> int:
     missing = [pair.question_id for pair in pairs if pair.question_id not in hints]
     if missing:
         raise SsbError(f"{len(missing)} pairs have no hint in {run.folder / 'blocks'} ({missing[0]}, ...)")
-    store = open_store(run.folder / "targets") if read_manifest(run.folder / "targets") else None
-    if store is not None and store.info.encoding in ("hidden", "logits"):
-        store.check(pairs, model)
-        encoding, targets = store.info.encoding, ((pair, store.read(pair)) for pair in pairs)
-    else:
-        encoding, targets = "hidden", list(teacher_targets(model, pairs, mesh=workspace.mesh))
-    line = {pair.question_id: i for i, pair in enumerate(pairs)}
+    store = open_store(run.folder / "targets")
+    store.check(pairs, model)
+    read, encoding = whole_targets(store, model, pairs, mesh=workspace.mesh)
     with progress("export", len(pairs)) as advance:
-        for pair, values in targets:
-            R = len(pair.reply_ids) - pair.teacher_stop
-            logits = decode(
-                jnp.asarray(values[:R])[None], encoding, head=model.head_weight(), V=model.config.vocab_size
-            )
+        for i, pair in enumerate(pairs):
+            R, values = len(pair.reply_ids) - pair.teacher_stop, jnp.asarray(read(pair))
+            logits = decode(values[None, :R], encoding, head=model.head_weight(), V=model.config.vocab_size)
             data = io.BytesIO()
             np.savez_compressed(
                 data, logits=np.asarray(logits[0], np.float32), reply_ids=np.asarray(pair.reply_ids[:R], np.int32)
             )
-            write_atomically(folder / LOGITS / _file(line[pair.question_id]), data.getvalue())
+            write_atomically(folder / LOGITS / _file(i), data.getvalue())
             advance()
     teachers = [
         [
