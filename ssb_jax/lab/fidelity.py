@@ -90,12 +90,18 @@ def fidelity(run: Run, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     workspace, config = run.workspace, run.config
     model, known = workspace.model, temperatures(config)
     head = model.head_weight()
-    states = {p.question_id: x.astype(np.float32) for p, x in teacher_targets(model, pairs, mesh=workspace.mesh)}
+    by_id = {p.question_id: x.astype(np.float32) for p, x in teacher_targets(model, pairs, mesh=workspace.mesh)}
+    states, ends = jnp.asarray(np.concatenate(list(by_id.values()))), np.cumsum([len(x) for x in by_id.values()])
+    place = {key: slice(end - len(x), end) for (key, x), end in zip(by_id.items(), ends, strict=True)}
     measured = _Measured(run, pairs)
     rows, exact = [], {}
     for encoding in encodings(head, model.config.hidden_size, config.targets.top_k, known, workspace.dtype.name):
-        reader = _reader(encoding, states)
-        found = measured.value_and_gradient(encoding, reader, known)
+        kept = None if encoding.keep is None else _each(encoding.keep, states)
+
+        def read(pair: Pair, kept: Any = kept) -> Any:
+            return jax.tree.map(lambda x: np.asarray(x[place[pair.question_id]]), kept)
+
+        found = measured.value_and_gradient(encoding, read if kept is not None else None, known)
         reference = exact.setdefault(encoding.loss, found)
         if encoding.name is None:
             continue
@@ -104,7 +110,7 @@ def fidelity(run: Run, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
             {
                 "encoding": encoding.name,
                 "bytes_per_token": encoding.info(known).bytes_per_token,
-                "kl_error": 0.0 if reader is None else _kl_error(reader, states, encoding.kind, head, T, known),
+                "kl_error": 0.0 if kept is None else _kl_error(states, kept, encoding.kind, head, T, known),
                 **_compared(found, reference),
             }
         )
@@ -136,12 +142,9 @@ def encodings(head: jax.Array, D: int, top_k: int, known: tuple[float, ...], dty
     ]
 
 
-def _reader(encoding: Encoding, states: dict[str, np.ndarray]) -> Reader | None:
-    if encoding.keep is None:
-        return None
-    keep = jax.jit(lambda x: jax.lax.map(encoding.keep, x, batch_size=64))
-    kept = {key: jax.tree.map(np.asarray, keep(jnp.asarray(x))) for key, x in states.items()}
-    return lambda pair: kept[pair.question_id]
+def _each(function: Callable[[Any], Any], tokens: Any) -> Any:
+    """A function of each token, for a few tokens at a time."""
+    return jax.jit(lambda x: jax.lax.map(function, x, batch_size=64))(tokens)
 
 
 class _Measured:
@@ -162,10 +165,10 @@ class _Measured:
             for recompute in (False, True)
         }
         sample = self._samples[False]
-        self._plain = sample.batch(lambda pair: np.zeros((len(pair.reply_ids), 0), np.float32), encoding="hidden").batch
+        plain = sample.batch(lambda pair: np.zeros((len(pair.reply_ids), 0), np.float32), encoding="hidden").batch
         lora = init_lora(self._model.config, config.lora, key=run_keys(config.seed)[0])
         remat = config.distillation.remat
-        self._student = states_and_pulls(sample, self._plain, self._model, lora, remat=remat)
+        self._student = states_and_pulls(sample, plain, self._model, lora, remat=remat)
 
     def value_and_gradient(
         self, encoding: Encoding, reader: Reader | None, known: tuple[float, ...]
@@ -216,25 +219,13 @@ def _compared(found: tuple[float, Lora], exact: tuple[float, Lora]) -> dict[str,
     }
 
 
-def _kl_error(reader, states: dict[str, np.ndarray], kind: str, head, T: float, known: tuple[float, ...]) -> float:
+def _kl_error(states, kept, kind: str, head, T: float, known: tuple[float, ...]) -> float:
     """Mean KL(exact, encoded) over all tokens, at temperature T."""
 
-    @jax.jit
     def of_token(pair):
         state, values = jax.tree.map(lambda x: x[None, None], pair)
         exact = decode(state, head=head, V=head.shape[0])
         stored = decode(values, kind, known if kind == "topk" else (), T, head=head, V=head.shape[0])
         return kl(jax.nn.log_softmax(exact / T), jax.nn.log_softmax(stored / T))[0, 0]
 
-    total, count = 0.0, 0
-    for key, x in states.items():
-        errors = jax.lax.map(of_token, (jnp.asarray(x), reader(_Named(key))), batch_size=64)
-        total, count = total + float(jnp.sum(errors)), count + len(x)
-    return total / count
-
-
-@dataclass(frozen=True)
-class _Named:
-    """As much of a pair as a reader asks for."""
-
-    question_id: str
+    return float(jnp.mean(_each(of_token, (states, kept))))
