@@ -26,10 +26,11 @@ def placed(model, mesh):
     return jax.tree.map(put, model, model_shardings(model, mesh))
 
 
-def both_stages(root: Path, epochs: int) -> None:
+def both_stages(root: Path, epochs: int, group_mesh) -> None:
     pairs = make_pairs(8)
     config = make_config(distillation={"epochs": epochs, "checkpoint_every": 1000}, targets={"batch_size": 2})
-    model, mesh, group_mesh = make_model(), make_mesh(devices=jax.local_devices()), make_mesh()
+    mine = [device for device in group_mesh.devices.flat if device.process_index == jax.process_index()]
+    model, mesh = make_model(), make_mesh(devices=mine)
     workspace = SimpleNamespace(
         **vars(make_workspace(placed(model, mesh), mesh))
         | {"group_mesh": group_mesh, "group_model": placed(model, group_mesh)}
@@ -42,4 +43,4 @@ def both_stages(root: Path, epochs: int) -> None:
 
 if __name__ == "__main__":
     with hosts.stopping_on_sigterm(), hosts.joined({}):
-        both_stages(Path(sys.argv[1]), int(sys.argv[2]))
+        both_stages(Path(sys.argv[1]), int(sys.argv[2]), make_mesh())

@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hosts_case
+import jax
 import numpy as np
 from safetensors.numpy import load_file
 
 from launch import local
 from ssb_jax.config import SsbError
 from ssb_jax.hosts.rendezvous import Place, meet
+from ssb_jax.model.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
 IDENTITY = {"config": {"seed": 0, "lora": {"rank": 32}}, "versions": {"jax": "0.10.2"}}
@@ -56,19 +58,19 @@ def test_another_setting_or_version_is_named_everywhere():
 
 
 def test_two_processes_with_one_number_are_refused():
-    told = met([IDENTITY] * 3, indices=[0, 1, 1], timeout=5)
+    told = met([IDENTITY] * 3, indices=[0, 1, 1], timeout=2)
     assert "have the same number" in told[0]
 
 
-EPOCHS = 24
+EPOCHS = 12
 # The tests' own process has eight virtual devices.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
 def started(folder, processes):
-    """Processes with two devices each that run hosts_case.py."""
+    """Processes with a device each that run hosts_case.py."""
     command = [sys.executable, str(ROOT / "tests/hosts_case.py"), str(folder), str(EPOCHS)]
-    planned = local.plan((), processes=processes, devices=2, port=local.free_port())
+    planned = local.plan((), processes=processes, devices=1, port=local.free_port())
     return [
         subprocess.Popen(command, env=ENVIRONMENT | environment, stderr=subprocess.PIPE, text=True)
         for environment, _ in planned
@@ -90,7 +92,7 @@ def losses(folder):
 
 
 def test_two_hosts_stopped_at_one_step_go_on_as_one_and_end_as_one_would(tmp_path):
-    hosts_case.both_stages(tmp_path / "alone", EPOCHS)
+    hosts_case.both_stages(tmp_path / "alone", EPOCHS, make_mesh(devices=jax.devices()[:1]))
     folder = tmp_path / "group"
     group = started(folder, 2)
     while group[0].poll() is None and lines(folder / "distillation/metrics.jsonl") < 3:
