@@ -31,7 +31,7 @@ SMALL = (
         "--rollouts.block_size",
         "6",
         "--teaching.max_pairs",
-        "6",
+        "8",  # more than the first block gives, so that there is a second
         "--targets.batch_size",
         "2",
     ),
