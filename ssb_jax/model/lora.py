@@ -141,7 +141,8 @@ def _low_rank_backward(scale, kept, d_out):
     x, inner, a, b = kept
     d_inner = jnp.einsum("bto,ro->btr", d_out, b.astype(x.dtype)) * scale
     d_x = jnp.einsum("btr,ir->bti", d_inner, a.astype(x.dtype))
-    d_a = jnp.einsum("btr,bti->ri", d_inner, x, preferred_element_type=jnp.float32).T
+    d_a = jnp.einsum("btr,bti->ri", d_inner, x, preferred_element_type=jnp.float32)
+    d_a = jax.lax.optimization_barrier(d_a).T  # XLA on CPUs has no product of bfloat16 with the transposition folded in
     d_b = jnp.einsum("btr,bto->ro", inner, d_out, preferred_element_type=jnp.float32) * scale
     return d_x, d_a.astype(a.dtype), d_b.astype(b.dtype)
 
