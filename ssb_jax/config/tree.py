@@ -1,4 +1,7 @@
-"""The tree of settings: frozen sections; the string under a field documents it."""
+"""The tree of settings: frozen sections; the string under a field documents it.
+
+Longer than other files on purpose: whoever looks for a setting finds all of them here, in the order of the stages.
+"""
 
 from typing import Annotated, Any, Literal
 
