@@ -39,6 +39,7 @@ class DropReason(StrEnum):
     NEITHER = "neither"  # no rollout with a graded answer at all
     PROMPT_TOO_LONG = "prompt_too_long"  # the hinted prompt does not fit the model's context
     TEACHER_NOT_CORRECT = "teacher_not_correct"  # see the verdict's outcome
+    TEACHER_TRUNCATED = "teacher_truncated"  # correct, but cut off, and teaching.truncated is `drop`
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -128,6 +128,9 @@ class Teaching(Sampling):
     """Stop at this many pairs, in question order. None: use every question."""
     attempts: Count = 1
     """Solutions tried per hint until one verifies. 1 as published."""
+    truncated: Literal["keep", "drop"] = "keep"
+    """A solution whose box verifies but which max_new_tokens then cut off. Kept, as published, it teaches no end of the
+    turn: where such solutions are many, the student learns to talk on."""
     min_wrong_count: Count = 1
     """Ask that the wrong answer be given by at least this many rollouts."""
 

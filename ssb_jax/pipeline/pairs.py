@@ -126,6 +126,8 @@ def _roll_out_block(run: Run, block: int, members: list[Question]) -> int:
 
 def _teach_block(run: Run, block: int, members: list[Question], source: Manifest) -> Manifest:
     config = run.config
+    # Whoever keeps truncated solutions makes what was made before there was a choice.
+    unsaid = ("truncated",) if config.teaching.truncated == "keep" else ()
     label = f"block {block}: " if config.rollouts.block_size else ""
     return completed(
         run.block_folder(block, "teaching"),
@@ -139,7 +141,7 @@ def _teach_block(run: Run, block: int, members: list[Question], source: Manifest
                 "teach_stop": config.prompts.teach_stop,
             },
             "seed": config.seed,
-            **settings_of(config.teaching, leave_out=("max_pairs", "min_wrong_count")),
+            **settings_of(config.teaching, leave_out=("max_pairs", "min_wrong_count", *unsaid)),
         },
         lambda: teaching.run(
             members,

@@ -30,6 +30,7 @@ _REASONS = {
     DropReason.NEITHER: "no rollout has a graded answer",
     DropReason.PROMPT_TOO_LONG: "the hinted prompt does not fit the model's context",
     DropReason.TEACHER_NOT_CORRECT: "the hinted solution is not right",
+    DropReason.TEACHER_TRUNCATED: "the hinted solution is right, but cut off",
 }
 
 

@@ -106,17 +106,18 @@ def _lessons(
     prompts: Mapping[str, Sequence[int]],
     workspace: Workspace,
 ) -> list[Lesson]:
-    """One lesson a question: its first correct solution, or else its first one with the reason to drop it."""
-    chosen: dict[str, tuple[Rollout, Verdict]] = {}
+    """One lesson a question: its first solution to keep, or else the first of those that came nearest, and why not."""
+    whole = workspace.config.teaching.truncated == "drop"
+    nearness = {None: 0, DropReason.TEACHER_TRUNCATED: 1, DropReason.TEACHER_NOT_CORRECT: 2}
+    chosen: dict[str, tuple[Rollout, Verdict, DropReason | None]] = {}
     for solution, verdict in zip(solutions, verdicts, strict=True):
-        held = chosen.get(solution.question_id)
-        if held is None or (verdict.outcome is Outcome.CORRECT and held[1].outcome is not Outcome.CORRECT):
-            chosen[solution.question_id] = (solution, verdict)
+        held, dropped = chosen.get(solution.question_id), _why_dropped(solution, verdict, whole=whole)
+        if held is None or nearness[dropped] < nearness[held[2]]:
+            chosen[solution.question_id] = (solution, verdict, dropped)
     lessons = []
-    for key, (solution, verdict) in chosen.items():
-        right = verdict.outcome is Outcome.CORRECT
+    for key, (solution, verdict, dropped) in chosen.items():
         pair = None
-        if right:
+        if dropped is None:
             pair = make_pair(questions[key], solution, teacher_prompt=prompts[key], workspace=workspace)
         lessons.append(
             Lesson(
@@ -125,11 +126,18 @@ def _lessons(
                 outcome=verdict.outcome,
                 extracted=verdict.extracted,
                 reason=verdict.reason,
-                dropped=None if right else DropReason.TEACHER_NOT_CORRECT,
+                dropped=dropped,
                 pair=pair,
             )
         )
     return lessons
+
+
+def _why_dropped(solution: Rollout, verdict: Verdict, *, whole: bool) -> DropReason | None:
+    """Why a solution makes no pair; `whole`: one that was cut off makes none, though its box is right."""
+    if verdict.outcome is not Outcome.CORRECT:
+        return DropReason.TEACHER_NOT_CORRECT
+    return DropReason.TEACHER_TRUNCATED if whole and solution.stop is StopReason.LENGTH else None
 
 
 def _too_long(question_id: str) -> Lesson:
