@@ -39,14 +39,10 @@ def test_the_teacher_stays_follows_slowly_or_jumps():
 
 def test_answers_are_scored_as_the_teachers_stage_scores_them():
     model, pairs = make_model(), make_pairs(5, seed=2)
-    mesh = SimpleNamespace(shape={"data": 1, "fsdp": 1})
     workspace = SimpleNamespace(**vars(make_workspace(model)), config=make_config())
     score = make_score(temperature=1.0, chunk=16)
-    grid = on_policy._grid(SimpleNamespace(config=make_config(), mesh=mesh))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_policy, "_grid", lambda _: grid)
-        ours = on_policy._targets(pairs, None, score, workspace)
-        hinted = on_policy._targets(pairs, random_lora(), score, workspace)
+    ours = on_policy._targets(pairs, None, score, workspace)
+    hinted = on_policy._targets(pairs, random_lora(), score, workspace)
     for pair, expected in teacher_targets(model, pairs):
         np.testing.assert_allclose(ours[pair.question_id], expected, atol=1e-5)
         assert np.abs(hinted[pair.question_id] - expected).max() > 1e-2

@@ -12,13 +12,18 @@ from click.testing import CliRunner
 
 from ssb_jax.cli import main
 from ssb_jax.config import Model, SsbError, load_config
+from ssb_jax.costs import scoring_flops, training_flops
 from ssb_jax.model.transformer import abstract_model, count_parameters
 from ssb_jax.preflight.chips import GIB, Chip, Topology, load_topology
 from ssb_jax.preflight.compiled import read_collectives
 from ssb_jax.preflight.models import model_shape, published_shapes
-from ssb_jax.preflight.roofline import attention_flops, head_flops, layer_flops
+from ssb_jax.preflight.roofline import attention_flops, head_flops, layer_flops, stage_steps
 from ssb_jax.preflight.suggest import suggest
 from ssb_jax.preflight.workload import Assumed, make_job
+from ssb_jax.records import Outcome, Pair, Question, StopReason, Trial
+from ssb_jax.stages import grpo
+from ssb_jax.training.lowering import lower_policy
+from ssb_jax.workspace import Workspace
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -137,6 +142,68 @@ def test_counted_operations_are_those_of_xla():
     compiled = jax.jit(logits).lower(abstract_model(shape), tokens).compile()
     counted = layer_flops(shape, 512) + attention_flops(shape, 512, 256) + head_flops(shape, 512)
     assert counted == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
+
+
+GRPO = ("--method", "grpo", "--distillation.remat", "none", "--grpo.max_new_tokens", "256")
+
+
+def grpo_job(*overrides):
+    """Steps of 16 answers of 256 tokens to prompts of 256: what fills its shapes, with nothing padded."""
+    config = load_config(CONFIGS / "tiny.yaml", [*GRPO, *overrides])
+    topology = Topology("eight", Chip("v5e", 15 * GIB, 197e12, 819e9, 100e9), tuple(jax.devices()))
+    shape = published_shapes()["qwen2.5-0.5b"]
+    return make_job(config, shape, topology, Assumed(question_tokens=256, answer_tokens=256))
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_step_of_grpo_takes_the_operations_of_its_answers(updates):
+    job = grpo_job("--mesh.data", "8", "--mesh.fsdp", "1", "--questions.limit", "64", "--grpo.updates", str(updates))
+    prefill, decode, reference, update = stage_steps(job, "grpo")
+    assert (prefill.count, decode.count) == (16, 16 * 256)
+    assert (reference.count, update.count) == (16 * updates, 16 * updates)
+    answers, shape = [(256, 256)] * 16, job.shape
+    masked = 16 * (attention_flops(shape, 512, 512) - attention_flops(shape, 512, 513 / 2))  # no kernel skips it here
+    assert 8 * reference.flops == pytest.approx(scoring_flops(shape, answers, head=True) + masked)
+    # The base's logits are there too, for the divergence from it that is logged.
+    assert 8 * update.flops == pytest.approx(training_flops(shape, answers, lora=job.config.lora) + 3 * masked)
+
+
+def test_grpo_is_planned_with_the_batches_of_its_stage():
+    """What is lowered takes the very arrays that the stage makes of such answers."""
+    config = load_config(CONFIGS / "tiny.yaml", [*GRPO, "--mesh.data", "2", "--mesh.tensor", "2"])
+    workspace = Workspace(config)
+    question = Question("q", "How many?", "7")
+    prompt = len(workspace.chat.encode_prompt(workspace.prompts.student_messages(question.question)))
+    trials = [
+        Trial("q", i, "", (5,) * 40, StopReason.LENGTH, prompt, Outcome.CORRECT, "7", 1.0, 0.5) for i in range(16)
+    ]
+    batch, gains = grpo._batch([question], trials, workspace)
+    pairs = [Pair(f"{i}", "", "", "", (0,), (0,) * prompt, (0,) * 40, False) for i in range(16)]
+    score, update = lower_policy(
+        workspace.model.config,
+        workspace.mesh,
+        pairs,
+        settings=config.grpo,
+        training=config.distillation,
+        lora_settings=config.lora,
+        dtype=workspace.dtype,
+    )
+    planned = jax.tree.map(lambda x: (x.shape, x.dtype), (score().args_info[0][2], update().args_info[0][2:4]))
+    made = jax.tree.map(lambda x: (x.shape, x.dtype), (batch, (batch, gains)))
+    assert jax.tree.leaves(planned) == jax.tree.leaves(made)
+
+
+def test_an_estimate_of_grpo_needs_no_compiler():
+    command = ("preflight", CONFIGS / "tiny.yaml", "--method", "grpo", "--estimate", "--json", "--questions.limit")
+    result = ssb(*command, "32")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert list(report["stages"]) == ["grpo", "eval"]
+    assert [p["name"].split(",")[0] for p in report["stages"]["grpo"]["programs"]][-2:] == ["reference", "update"]
+    assert not report["compiled"]
+    result = ssb(*command, "null")
+    assert result.exit_code == 1
+    assert "how many questions does grpo ask? set questions.limit" in result.output
 
 
 def test_a_suggestion_fits_by_estimate_and_comes_fastest_first():

@@ -14,7 +14,10 @@ from ssb_jax.console import note
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.option("--topology", default="local", show_default=True, help="A TPU slice such as v5e:4x4, or this machine.")
 @click.option(
-    "--stage", default="all", show_default=True, help="rollout, teach, targets, distill, eval (commas), or all."
+    "--stage",
+    default="all",
+    show_default=True,
+    help="rollout, teach, targets, distill, grpo, eval (commas), or all of the method's.",
 )
 @click.option("--model-config", type=click.Path(path_type=Path), help="A config.json to take the model's shape from.")
 @click.option("--question-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of a prompt.")
@@ -28,6 +31,7 @@ from ssb_jax.console import note
     help="Pairs that come of a question.",
 )
 @click.option("--suggest", is_flag=True, help="Find the mesh, slots and micro-batch that fit and take least.")
+@click.option("--estimate", is_flag=True, help="Compile nothing: memory by estimate too, in seconds.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
 def preflight(
@@ -38,6 +42,7 @@ def preflight(
     stage: str,
     model_config: Path | None,
     suggest: bool,
+    estimate: bool,
     as_json: bool,
     **assumed: int | float | None,
 ) -> None:
@@ -50,23 +55,24 @@ def preflight(
     from ssb_jax.preflight.models import model_shape
     from ssb_jax.preflight.report import preflight as check
     from ssb_jax.preflight.report import show
-    from ssb_jax.preflight.workload import STAGES, Assumed, make_job
+    from ssb_jax.preflight.workload import STAGES, Assumed, check_amounts, make_job, stages_of
 
-    stages = STAGES if stage == "all" else tuple(stage.split(","))
+    stages = stages_of(settings) if stage == "all" else tuple(stage.split(","))
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
         raise click.UsageError(f"--stage: expected all, or some of {', '.join(STAGES)}; got {', '.join(unknown)}")
     shape, source = model_shape(settings.model, file=model_config)
     kind = "training" if set(stages) <= {"targets", "distill"} else "generation"  # for `mesh: auto`
     job = make_job(settings, shape, load_topology(topology), Assumed(**assumed), stage=kind)
+    check_amounts(job, stages)
     report = {}
     if suggest:
         from ssb_jax.preflight.suggest import suggest as find
 
         found = find(job, stages)
         job, report = found[0].job, {"suggested": found[0].overrides}
-        note(f"of {len(found)} meshes that fit by estimate: {' '.join(found[0].overrides)}; it is compiled now")
-    report |= check(job, stages=stages, source=source)
+        note(f"of {len(found)} meshes that fit by estimate, the fastest: {' '.join(found[0].overrides)}")
+    report |= check(job, stages=stages, source=source, compiling=not estimate)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:

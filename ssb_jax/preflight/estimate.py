@@ -12,8 +12,11 @@ import jax
 from ssb_jax.model import kernels
 from ssb_jax.model.lora import lora_shapes
 from ssb_jax.model.sharding import use_mesh
-from ssb_jax.preflight.workload import Generation, Job, Scoring, Training
+from ssb_jax.preflight.workload import Generation, Job
 from ssb_jax.sampling import schedule
+from ssb_jax.training.layout import Shape
+
+SAFE = 0.92  # of a chip's memory: estimates are not exact
 
 
 def prefill_temporaries(job: Job, rows: int, length: int) -> float:
@@ -29,27 +32,31 @@ def decode_temporaries(job: Job, work: Generation) -> float:
     return _gathered(job, head=True) + 4 * logits + 2 * scores
 
 
-def teacher_temporaries(job: Job, work: Scoring) -> float:
-    """The teacher's pass."""
-    return (
-        _gathered(job, head=True)
-        + _layer(job, work.rows, work.length)
-        + _scores(job, work.rows, work.length, work.length)
-    )
+def pass_temporaries(job: Job, rows: int, length: int) -> float:
+    """One pass over whole sequences."""
+    return _gathered(job, head=True) + _layer(job, rows, length) + _scores(job, rows, length, length)
 
 
-def step_temporaries(job: Job, work: Training) -> float:
-    """The training step: one micro-batch at a time, its layers' inputs kept for the backward pass."""
+def step_temporaries(job: Job, size: Shape, *, chunk: int) -> float:
+    """A training step: one micro-batch at a time, its layers' inputs kept for the backward pass."""
     shape, mesh, settings = job.shape, job.mesh, job.config.distillation
-    size, chunk = work.longest.shapes[0], work.longest.grid.chunk
     tokens, item = size.rows * size.length / schedule.row_parts(mesh), job.dtype.itemsize
     layer = _layer(job, size.rows, size.length)
     inputs = shape.num_layers * tokens * shape.hidden_size * item
     kept = {"full": inputs, "dots": inputs + shape.num_layers * layer, "none": inputs + 2 * shape.num_layers * layer}
-    logits = chunk * shape.vocab_size / (mesh.shape["fsdp"] * mesh.shape["tensor"]) * 4
+    logits = _chunk_logits(job, chunk)
     scores = _scores(job, size.rows, size.length, size.length)
     scores *= shape.num_layers if settings.remat == "none" else 1
     return _gathered(job, head=True) + 4 * layer + kept[settings.remat] + 5 * logits + scores
+
+
+def scored_temporaries(job: Job, size: Shape, *, chunk: int) -> float:
+    """The reference's pass over the answers of a step: one micro-batch after the other through layers and head."""
+    return pass_temporaries(job, size.rows, size.length) + 3 * _chunk_logits(job, chunk)
+
+
+def _chunk_logits(job: Job, chunk: int) -> float:
+    return chunk * job.shape.vocab_size / (job.mesh.shape["fsdp"] * job.mesh.shape["tensor"]) * 4
 
 
 def _gathered(job: Job, *, head: bool = False) -> float:

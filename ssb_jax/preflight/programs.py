@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -20,8 +20,8 @@ from ssb_jax.preflight.workload import Generation, Job
 from ssb_jax.sampling import device, schedule
 from ssb_jax.sampling.slots import STOP_IDS
 from ssb_jax.stages.targets import head_function, lower_teacher
-from ssb_jax.training.layout import bucket
-from ssb_jax.training.lowering import lower_step, placed
+from ssb_jax.training.layout import Shape, bucket
+from ssb_jax.training.lowering import lower_policy, lower_step, placed
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ def stage_programs(job: Job, stage: str) -> list[Program]:
         return list(_scoring(job))
     if stage == "distill":
         return [_training(job)]
+    if stage == "grpo":
+        return list(_reinforcement(job))
     if stage == "eval":
         sets = workload.evaluations(job)
         # The sets differ in length alone: the one with the longest sequences needs most.
@@ -91,10 +93,8 @@ def _generation(job: Job, stage: str, work: Generation) -> Iterator[Program]:
     mesh, slots, length = job.mesh, work.slots, work.cache_length
     model, cache = model_on(job), cache_on(job, slots, length)
     lora = adapter_on(job) if work.adapter else None
-    most = schedule.PREFILL_TOKENS_CPU if schedule.on_cpu(mesh) else schedule.PREFILL_TOKENS
     T = work.prefill_length
-    P = schedule.prefill_rows(T, parts=schedule.row_parts(mesh), tokens=most)
-    P = min(P, max(schedule.row_parts(mesh), 1 << (work.prompts - 1).bit_length()))
+    P = workload.prefill_rows(job, work, T)
     staged = cache_on(job, P, T)
     held = {"weights": chip_bytes(model)} | ({} if lora is None else {"adapter": chip_bytes(lora)})
 
@@ -136,7 +136,7 @@ def _scoring(job: Job) -> Iterator[Program]:
     """The teacher's pass, and the head where logits are stored."""
     work, model = workload.scoring(job), model_on(job)
     held = {"weights": chip_bytes(model)}
-    temporaries = estimate.teacher_temporaries(job, work)
+    temporaries = estimate.pass_temporaries(job, work.rows, work.length)
 
     def teacher():
         return lower_teacher(job.shape, job.mesh, work.batch, dtype=job.dtype, attention=job.config.model.attention)
@@ -170,8 +170,47 @@ def _training(job: Job) -> Program:
 
     # The adapter and Adam's two moments of it.
     held = {"weights": chip_bytes(model_on(job)), "optimizer": 3 * chip_bytes(adapter_on(job))}
-    name, temporaries = f"step, {shape.micros} x {shape.rows} x {shape.length}", estimate.step_temporaries(job, work)
-    return Program("distill", name, step, held, temporaries=temporaries)
+    temporaries = estimate.step_temporaries(job, shape, chunk=work.longest.grid.chunk)
+    return Program("distill", f"step, {_named(shape)}", step, held, temporaries=temporaries)
+
+
+def _reinforcement(job: Job) -> Iterator[Program]:
+    """Method `grpo`: the engine's programs with the adapter, the reference's pass, the update."""
+    work, config, adapter = workload.reinforcement(job), job.config, chip_bytes(adapter_on(job))
+    for program in _generation(job, "grpo", work.sampling):
+        yield replace(program, beside=program.beside | {"optimizer": 2 * adapter})  # Adam's moments
+    score, update = lower_policy(
+        job.shape,
+        job.mesh,
+        work.answers,
+        settings=config.grpo,
+        training=config.distillation,
+        lora_settings=config.lora,
+        dtype=job.dtype,
+        attention=config.model.attention,
+    )
+    size, chunk, weights = work.longest, work.grid.chunk, chip_bytes(model_on(job))
+    # Of the base, for each place of a reply: the last state, and a log-probability.
+    reference = size.micros * size.replies * (job.shape.hidden_size * job.dtype.itemsize + 4)
+    yield Program(
+        "grpo",
+        f"reference, {_named(size)}",
+        score,
+        {"weights": weights},
+        {"optimizer": 3 * adapter},
+        estimate.scored_temporaries(job, size, chunk=chunk) + reference,
+    )
+    yield Program(
+        "grpo",
+        f"update, {_named(size)}",
+        update,
+        {"weights": weights, "optimizer": 3 * adapter},
+        temporaries=estimate.step_temporaries(job, size, chunk=chunk) + reference,
+    )
+
+
+def _named(size: Shape) -> str:
+    return f"{size.micros} x {size.rows} x {size.length}"
 
 
 def _in_mesh(job: Job, function: Any, *arguments: Any, **static: Any) -> Callable[[], jax.stages.Lowered]:

@@ -10,21 +10,25 @@ from ssb_jax.config import SsbError
 from ssb_jax.console import note, table
 from ssb_jax.model.transformer import count_parameters
 from ssb_jax.preflight.chips import GIB
-from ssb_jax.preflight.compiled import Compiled, compile_program
+from ssb_jax.preflight.compiled import Compiled, compile_program, estimated
+from ssb_jax.preflight.estimate import SAFE
 from ssb_jax.preflight.programs import stage_programs
 from ssb_jax.preflight.roofline import Step, stage_steps
-from ssb_jax.preflight.workload import STAGES, Job, abstract
+from ssb_jax.preflight.workload import Job, abstract
 
 _HELD = ("weights", "cache", "optimizer")
 
 
-def preflight(job: Job, *, stages: Sequence[str] = STAGES, source: str = "") -> dict[str, Any]:
+def preflight(job: Job, *, stages: Sequence[str], source: str = "", compiling: bool = True) -> dict[str, Any]:
     """Compiles the programs of some stages and adds up what the run needs; a JSON-able dict.
 
     A program that does not fit is a result, not an error.
+
+    Args:
+      compiling: False: memory by estimate too, for which `SAFE` of a chip's memory counts.
     """
     chip = job.topology.chip
-    results = {stage: _stage(job, stage) for stage in stages}
+    results = {stage: _stage(job, stage, compiling=compiling) for stage in stages}
     hours = [result["hours"] for result in results.values()]
     known = all(h is not None for h in hours)
     return {
@@ -38,6 +42,7 @@ def preflight(job: Job, *, stages: Sequence[str] = STAGES, source: str = "") -> 
             "dtype": job.dtype.name,
         },
         "assumed": dataclasses.asdict(job.assumed),
+        "compiled": compiling,
         "stages": results,
         "fits": all(result["fits"] for result in results.values()),
         "hours": sum(hours) if known else None,
@@ -45,24 +50,26 @@ def preflight(job: Job, *, stages: Sequence[str] = STAGES, source: str = "") -> 
     }
 
 
-def _stage(job: Job, stage: str) -> dict[str, Any]:
+def _stage(job: Job, stage: str, *, compiling: bool) -> dict[str, Any]:
     memory = job.topology.chip.memory
+    limit = memory if compiling else int(SAFE * memory)
     try:
         programs, steps = stage_programs(job, stage), stage_steps(job, stage)
     except SsbError as error:
         return {"fits": False, "reason": str(error), "programs": [], "steps": [], "hours": None}
     compiled = []
     for program in programs:
-        done = compile_program(program)
-        note(f"{stage}: {program.name}: {done.total / GIB:.2f} GiB a chip, compiled in {done.seconds:.0f} s")
-        compiled.append(done)
+        compiled.append(compile_program(program) if compiling else estimated(program))
+        if compiling:
+            done = compiled[-1]
+            note(f"{stage}: {program.name}: {done.total / GIB:.2f} GiB a chip, compiled in {done.seconds:.0f} s")
     peak = max((c.total for c in compiled), default=0)
     hours = [step.hours for step in steps]
     return {
-        "fits": peak <= memory,
-        "reason": "" if peak <= memory else f"{(peak - memory) / GIB:.2f} GiB a chip too much",
+        "fits": peak <= limit,
+        "reason": "" if peak <= limit else f"{(peak - limit) / GIB:.2f} GiB a chip too much",
         "peak_bytes": peak,
-        "spare_bytes": memory - peak,
+        "spare_bytes": limit - peak,
         "programs": [_program(c, memory) for c in compiled],
         "steps": [_step(step) for step in steps],
         "hours": None if None in hours else sum(hours),
@@ -110,9 +117,12 @@ def show(report: dict[str, Any]) -> None:
         ("step", "times", "TFLOP", "HBM GB", "links GB", "ms", "bound by", "hours"),
         [_time_row(stage, s) for stage, s in steps],
     )
-    print("Received from other chips in one call, in MB (a decode chunk counts as one step):")
-    for stage, p in programs:
-        print(f"  {stage}: {p['name']}: {_collectives(p['collectives'])}")
+    if report["compiled"]:
+        print("Received from other chips in one call, in MB (a decode chunk counts as one step):")
+        for stage, p in programs:
+            print(f"  {stage}: {p['name']}: {_collectives(p['collectives'])}")
+    else:
+        print(f"Not compiled: temporaries are estimates, and {100 * SAFE:.0f} % of a chip's memory may be used.")
     assumed = ", ".join(f"{key} {value}" for key, value in report["assumed"].items() if value is not None)
     print(f"Assumed: {assumed}. Memory is for the longest sequences that the settings and longest_answer allow.")
     for stage, result in report["stages"].items():
@@ -120,12 +130,14 @@ def show(report: dict[str, Any]) -> None:
         print(f"{stage}: {'fits' if result['fits'] else 'DOES NOT FIT'}: {spare}")
     if report["hours"] is not None:
         print(f"At least {report['hours']:.2f} hours, {report['chip_hours']:.2f} chip-hours.")
-    print(f"Verdict: {'fits' if report['fits'] else 'does not fit'} {report['topology']}.")
+    how = "" if report["compiled"] else ", by estimate"
+    print(f"Verdict: {'fits' if report['fits'] else 'does not fit'} {report['topology']}{how}.")
 
 
 def _memory_row(stage: str, p: dict[str, Any], size: int) -> tuple:
     sizes = [f"{p[f'{kind}_bytes'] / size:,.2f}" for kind in (*_HELD, "other", "temporary", "total")]
-    return f"{stage}: {p['name']}", *sizes, f"{100 * p['share']:.0f} %", f"{p['compile_seconds']:.0f} s"
+    compiling = f"{p['compile_seconds']:.0f} s" if p["compile_seconds"] else "not"
+    return f"{stage}: {p['name']}", *sizes, f"{100 * p['share']:.0f} %", compiling
 
 
 def _collectives(own: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ steps take longer; a share of the peak of 40 to 60 % is common.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import lora_shapes
@@ -18,6 +18,7 @@ from ssb_jax.preflight.chips import Chip
 from ssb_jax.preflight.estimate import fused_attention
 from ssb_jax.preflight.workload import Generation, Job
 from ssb_jax.sampling import schedule
+from ssb_jax.training.layout import Shape
 
 # Of one attention score without a kernel: written in float32, read by the softmax, written and read as a probability.
 _SCORE_BYTES = 12
@@ -54,6 +55,8 @@ def stage_steps(job: Job, stage: str) -> list[Step]:
         return [_scoring(job)]
     if stage == "distill":
         return [_training(job)]
+    if stage == "grpo":
+        return _reinforcement(job)
     if stage == "eval":
         return [step for work in workload.evaluations(job) for step in _generation(job, stage, work)]
     return _generation(job, stage, workload.rollouts(job) if stage == "rollout" else workload.teaching(job))
@@ -87,8 +90,7 @@ def _generation(job: Job, stage: str, work: Generation) -> list[Step]:
     slots = min(work.slots, math.ceil(sequences / parts) * parts)
     S = min(schedule.bucket(work.prompt + 2 * work.answer, schedule.SHORTEST_CACHE), work.cache_length)
     T = min(schedule.bucket(work.prompt, schedule.SHORTEST_PROMPT), work.prefill_length)
-    most = schedule.PREFILL_TOKENS_CPU if schedule.on_cpu(mesh) else schedule.PREFILL_TOKENS
-    P = schedule.prefill_rows(T, parts=parts, tokens=most)
+    P = workload.prefill_rows(job, work, T)
     item = job.dtype.itemsize
     kv_parts = tensor if shape.num_kv_heads % tensor == 0 else 1
     cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * item * slots * S / (parts * kv_parts)
@@ -111,36 +113,58 @@ def _generation(job: Job, stage: str, work: Generation) -> list[Step]:
 
 
 def _scoring(job: Job) -> Step:
-    work, shape = workload.scoring(job), job.shape
-    tokens, parts = work.rows * work.expected, schedule.row_parts(job.mesh)
+    work = workload.scoring(job)
     logits = job.config.targets.encoding in ("logits", "topk")
     answer = work.rows * job.assumed.answer_tokens if logits else 0
-    return _step(
-        job,
-        ("targets", "teacher's pass", work.passes),
-        flops=layer_flops(shape, tokens) + causal_flops(job, work.rows, work.expected) + head_flops(shape, answer),
-        memory=_weights(job, head=logits) + _activations(job, work.rows, work.expected),
-        links=_links(job, tokens / parts, passes=1),
-    )
+    return _pass(job, ("targets", "teacher's pass", work.passes), work.rows, work.expected, replies=answer)
 
 
 def _training(job: Job) -> Step:
-    work, shape = workload.training(job), job.shape
-    plan = work.expected
-    size, settings = plan.shapes[0], job.config.distillation
+    work = workload.training(job)
+    size = work.expected.shapes[0]
+    replies = size.micros * size.replies * work.expected.grid.groups
+    # The student's and the gradient's; and the teacher's, where its states are stored.
+    heads = 3 if job.config.targets.encoding in ("hidden", "none") else 2
+    return _update(job, ("distill", "step", work.steps), size, heads=heads, replies=replies)
+
+
+def _reinforcement(job: Job) -> list[Step]:
+    """The expected answers of each step; the longest of them, for which the others wait, are not known."""
+    work, updates = workload.reinforcement(job), job.config.grpo.updates
+    size, scores = work.expected, 1 if updates == 1 else 2  # the base's, and the policy's before its second update
+    sampling = [replace(step, count=step.count * work.steps) for step in _generation(job, "grpo", work.sampling)]
+    passes = work.steps * scores * size.micros
+    return [
+        *sampling,
+        _pass(job, ("grpo", "reference", passes), size.rows, size.length, replies=work.replies // size.micros),
+        _update(job, ("grpo", "update", work.steps * updates), size, heads=3, replies=work.replies),
+    ]
+
+
+def _pass(job: Job, what: tuple[str, str, int], rows: int, length: int, *, replies: int) -> Step:
+    """One pass over whole sequences; `replies` of their tokens go through the head."""
+    shape, tokens = job.shape, rows * length
+    return _step(
+        job,
+        what,
+        flops=layer_flops(shape, tokens) + causal_flops(job, rows, length) + head_flops(shape, replies),
+        memory=_weights(job, head=replies > 0) + _activations(job, rows, length),
+        links=_links(job, tokens / schedule.row_parts(job.mesh), passes=1),
+    )
+
+
+def _update(job: Job, what: tuple[str, str, int], size: Shape, *, heads: int, replies: int) -> Step:
+    """Forward, backward and optimizer; `replies` tokens go `heads` times through the head."""
+    shape, config = job.shape, job.config
     tokens = size.micros * size.rows * size.length
-    again = {"none": 0, "dots": 0, "full": 1}[settings.remat]  # what `dots` computes again is not products of weights
-    replies = size.micros * size.replies * plan.grid.groups
-    rank = job.config.lora.rank
-    adapter = 2.0 * shape.num_layers * rank * tokens
-    adapter *= sum(sum(lora_shapes(shape)[name]) for name in job.config.lora.target_modules)
-    heads = (
-        3 if job.config.targets.encoding in ("hidden", "none") else 2
-    )  # the teacher's, the student's, the gradient's
+    # What `dots` computes again is not products of weights.
+    again = {"none": 0, "dots": 0, "full": 1}[config.distillation.remat]
+    adapter = 2.0 * shape.num_layers * config.lora.rank * tokens
+    adapter *= sum(sum(lora_shapes(shape)[name]) for name in config.lora.target_modules)
     passes = 2 + again  # forward, again, and the gradient of the activations: the weights are frozen
     return _step(
         job,
-        ("distill", "step", work.steps),
+        what,
         flops=passes * layer_flops(shape, tokens)
         + (3 + again) * causal_flops(job, size.micros * size.rows, size.length)
         + (passes + 1) * adapter

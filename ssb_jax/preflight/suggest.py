@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from ssb_jax.config import Config, Mesh, SsbError
 from ssb_jax.preflight.chips import GIB
+from ssb_jax.preflight.estimate import SAFE
 from ssb_jax.preflight.programs import stage_programs
 from ssb_jax.preflight.roofline import stage_steps
 from ssb_jax.preflight.workload import Job, make_job
-
-_SAFE = 0.92  # of a chip's memory: estimates are not exact
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,9 @@ class Suggestion:
         """The settings, as arguments of a command."""
         mesh, config = self.job.mesh.shape, self.job.config
         values = {"mesh.rule": "sizes"} | {f"mesh.{axis}": size for axis, size in mesh.items()}
-        values |= {
-            "targets.batch_size": config.targets.batch_size,
-            "distillation.micro_batch": config.distillation.micro_batch or config.distillation.batch_size,
-        }
+        values |= {"targets.batch_size": config.targets.batch_size}
+        if config.distillation.micro_batch is not None:
+            values |= {"distillation.micro_batch": config.distillation.micro_batch}
         return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
@@ -59,7 +57,7 @@ def suggest(job: Job, stages: Sequence[str]) -> list[Suggestion]:
         except SsbError as error:  # this mesh does not divide the model, or its weights leave no room for a cache
             nearest = nearest or (0.0, str(error))
             continue
-        if best.peak <= _SAFE * job.topology.chip.memory:
+        if best.peak <= SAFE * job.topology.chip.memory:
             found.append(best)
         elif nearest is None or not nearest[0] or best.peak < nearest[0]:
             sizes = ", ".join(f"{axis} {size}" for axis, size in base.mesh.shape.items())
@@ -77,11 +75,13 @@ def _fitted(job: Job, stages: Sequence[str]) -> Suggestion:
     """The job with the largest teacher's batch and micro-batch that fit, or the smallest where none does."""
     peaks, hours = [], []
     for stage in stages:
-        options = {"targets": _teacher_batches, "distill": _micro_batches}.get(stage, lambda config: [config])
+        options = {"targets": _teacher_batches, "distill": _micro_batches, "grpo": _micro_batches_of_answers}.get(
+            stage, lambda config: [config]
+        )
         for config in options(job.config):
             job = make_job(config, job.shape, job.topology, job.assumed)
             peak = max((p.expected for p in stage_programs(job, stage)), default=0.0)
-            if peak <= _SAFE * job.topology.chip.memory:
+            if peak <= SAFE * job.topology.chip.memory:
                 break
         peaks.append(peak)
         hours += [step.hours for step in stage_steps(job, stage)]
@@ -102,8 +102,16 @@ def _teacher_batches(config: Config) -> Iterator[Config]:
 
 
 def _micro_batches(config: Config) -> Iterator[Config]:
+    return _micro_batches_from(config, config.distillation.batch_size)
+
+
+def _micro_batches_of_answers(config: Config) -> Iterator[Config]:
+    return _micro_batches_from(config, config.grpo.batch_questions * config.grpo.group_size)
+
+
+def _micro_batches_from(config: Config, whole: int) -> Iterator[Config]:
     settings = config.distillation
-    for size in _halved(settings.micro_batch or settings.batch_size):
+    for size in _halved(settings.micro_batch or whole):
         yield config.model_copy(update={"distillation": settings.model_copy(update={"micro_batch": size})})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -21,10 +22,11 @@ from ssb_jax.model.transformer import Transformer, abstract_model, check_mesh, c
 from ssb_jax.preflight.chips import Topology
 from ssb_jax.records import Pair
 from ssb_jax.sampling import schedule
-from ssb_jax.training.layout import bucket
+from ssb_jax.training.layout import Grid, Shape, bucket
 from ssb_jax.training.plan import Plan, make_plan
+from ssb_jax.training.policy import answers_grid, place_answers
 
-STAGES = ("rollout", "teach", "targets", "distill", "eval")
+STAGES = ("rollout", "teach", "targets", "distill", "grpo", "eval")
 _HINT_WORDS = 200  # tokens of the hinted prompt's own words
 
 
@@ -109,6 +111,27 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class Reinforcement:
+    """Method `grpo`: steps of sampling, of the reference's pass and of updates.
+
+    Attributes:
+      sampling: the answers of one step.
+      answers: those of the longest batch, each after its prompt.
+      grid: what the mesh asks of a batch.
+      longest, expected: the shapes of a batch of the longest and of the expected answers.
+      replies: tokens of a step that pass through the head at the expected lengths.
+    """
+
+    steps: int
+    sampling: Generation
+    answers: tuple[Pair, ...]
+    grid: Grid
+    longest: Shape
+    expected: Shape
+    replies: int
+
+
+@dataclass(frozen=True)
 class Training:
     """The distillation: its steps, and what the stage plans for a batch of the longest and of the expected pairs.
 
@@ -120,6 +143,12 @@ class Training:
     pairs: tuple[Pair, ...]
     longest: Plan
     expected: Plan
+
+
+def stages_of(config: Config) -> tuple[str, ...]:
+    """The stages of a method that are planned; what `ssb-torch` and `on-policy` do otherwise than `ssb` is not."""
+    own = {"grpo": ("grpo", "eval"), "rft": ("rollout", "targets", "distill", "eval")}
+    return own.get(config.method, ("rollout", "teach", "targets", "distill", "eval"))
 
 
 def make_job(
@@ -158,6 +187,24 @@ def abstract(shape: ModelConfig, dtype: jnp.dtype, attention: str = "auto") -> T
     model = abstract_model(shape, dtype)
     model.attention = attention
     return model
+
+
+def check_amounts(job: Job, stages: Sequence[str]) -> None:
+    """Whether the settings say how much there is to do.
+
+    Raises:
+      SsbError: they do not say how many pairs or questions there are.
+    """
+    if "grpo" in stages:
+        _questions(job)
+    if not {"rollout", "teach", "targets", "distill"}.isdisjoint(stages):
+        pairs_wanted(job)
+
+
+def _questions(job: Job) -> int:
+    if job.config.questions.limit is None:
+        raise SsbError("preflight: how many questions does grpo ask? set questions.limit")
+    return job.config.questions.limit
 
 
 def pairs_wanted(job: Job) -> int:
@@ -255,6 +302,46 @@ def training(job: Job) -> Training:
     longest, expected = pairs(reply), pairs(min(_expected(job, job.config.teaching), reply))
     steps = math.ceil(pairs_wanted(job) / settings.batch_size) * settings.epochs
     return Training(steps, longest, plan(longest), plan(expected))
+
+
+def reinforcement(job: Job) -> Reinforcement:
+    """Method `grpo`, planned by the stage's own code for answers of the longest and of the expected length."""
+    settings, prompt = job.config.grpo, job.assumed.question_tokens
+    count, context = settings.batch_questions * settings.group_size, job.shape.max_position_embeddings
+    grid = answers_grid(job.config.distillation, job.mesh)
+    longest, expected = min(_longest(job, settings), context - prompt), _expected(job, settings)
+
+    def shape(reply: int) -> Shape:
+        return place_answers([prompt + reply] * count, [reply] * count, grid)[1]
+
+    of_group = math.ceil((grid.micro_batch or count) / grid.groups) * expected
+    size = shape(expected)
+    return Reinforcement(
+        steps=math.ceil(_questions(job) / settings.batch_questions) * settings.epochs,
+        sampling=_generation(
+            job,
+            settings,
+            prompts=settings.batch_questions,
+            together=settings.batch_questions,
+            samples=settings.group_size,
+            prompt=prompt,
+            longest=prompt,
+            adapter=True,
+        ),
+        answers=tuple(Pair(f"{i}", "", "", "", (0,), (0,) * prompt, (0,) * longest, False) for i in range(count)),
+        grid=grid,
+        longest=shape(longest),
+        expected=size,
+        replies=size.micros * grid.groups * math.ceil(of_group / grid.chunk) * grid.chunk,
+    )
+
+
+def prefill_rows(job: Job, work: Generation, length: int) -> int:
+    """How many prompts of `length` tokens the engine reads at a time."""
+    parts = schedule.row_parts(job.mesh)
+    most = schedule.PREFILL_TOKENS_CPU if schedule.on_cpu(job.mesh) else schedule.PREFILL_TOKENS
+    rows = schedule.prefill_rows(length, parts=parts, tokens=most)
+    return min(rows, max(parts, 1 << (work.prompts - 1).bit_length()))
 
 
 def slots_for(job: Job, *, wanted: int | None, sequences: int, longest: int) -> int:

@@ -26,8 +26,7 @@ from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.records import Outcome, Pair, Question, StopReason, Trial
 from ssb_jax.training.batches import Batch, cut, data_order
-from ssb_jax.training.layout import Grid
-from ssb_jax.training.policy import PolicyNumbers, make_policy_step, make_score, policy_batch
+from ssb_jax.training.policy import PolicyNumbers, answers_grid, make_policy_step, make_score, policy_batch
 from ssb_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, put_batch, run_keys
 from ssb_jax.workspace import Workspace
 
@@ -161,7 +160,7 @@ def _make_learn(config: Config, optimizer, schedule, workspace: Workspace):
 
 def _batch(members: Sequence[Question], trials: Sequence[Trial], workspace: Workspace) -> tuple[Batch, np.ndarray]:
     """The arrays of a step, and the advantage of each answer; one too few to fill the usual batch has advantage 0."""
-    config, mesh = workspace.config, workspace.mesh
+    config = workspace.config
     by_id = {q.id: (q, tuple(_prompt(q, workspace))) for q in members}
     limit = workspace.model.config.max_position_embeddings
     examples = [cut(_pair(*by_id[trial.question_id], trial, workspace), limit) for trial in trials]
@@ -170,13 +169,7 @@ def _batch(members: Sequence[Question], trials: Sequence[Trial], workspace: Work
         normalisation=config.grpo.normalisation,
         max_new_tokens=config.grpo.max_new_tokens,
     )
-    grid = Grid(
-        groups=mesh.shape["data"],
-        row_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
-        chunk=config.distillation.chunk_tokens,
-        packing=False,  # the number of rows is then always the same
-        micro_batch=config.distillation.micro_batch,
-    )
+    grid = answers_grid(config.distillation, workspace.mesh)
     gains = np.zeros(config.grpo.batch_questions * config.grpo.group_size, np.float32)
     gains[: len(trials)] = [trial.advantage for trial in trials]
     return policy_batch(examples, weights, grid=grid, pad_id=workspace.chat.pad_id), gains

@@ -27,8 +27,7 @@ from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.records import Hint, Pair, Question, Rollout, StopReason
 from ssb_jax.training.batches import Example, Weighting, cut, data_order
-from ssb_jax.training.layout import Grid
-from ssb_jax.training.policy import make_score, policy_batch, states_by_example
+from ssb_jax.training.policy import answers_grid, make_score, policy_batch, states_by_example
 from ssb_jax.training.step import StepNumbers, build_step, init_state, metrics_of, put_batch, run_keys
 from ssb_jax.workspace import Workspace
 
@@ -132,17 +131,6 @@ def _pair(answer: Rollout, question: Question, hint: Hint, workspace: Workspace)
     )
 
 
-def _grid(workspace: Workspace) -> Grid:
-    settings, mesh = workspace.config.distillation, workspace.mesh
-    return Grid(
-        groups=mesh.shape["data"],
-        row_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
-        chunk=settings.chunk_tokens,
-        packing=False,  # the number of rows is then always the same
-        micro_batch=settings.micro_batch,
-    )
-
-
 def _targets(
     pairs: Sequence[Pair], teacher: Lora | None, score, workspace: Workspace
 ) -> dict[str, Float[np.ndarray, "R D"]]:
@@ -155,7 +143,8 @@ def _targets(
                 f"{pair.question_id}: hinted prompt and answer have {length} tokens, the context {limit}; lower "
                 "rollouts.max_new_tokens and on_policy.max_new_tokens"
             )
-    grid, nothing = _grid(workspace), [np.zeros(len(pair.reply_ids), np.float32) for pair in pairs]
+    grid = answers_grid(workspace.config.distillation, workspace.mesh)
+    nothing = [np.zeros(len(pair.reply_ids), np.float32) for pair in pairs]
     batch = policy_batch(examples, nothing, grid=grid, pad_id=workspace.chat.pad_id)
     states = score(workspace.model, teacher, put_batch(batch, workspace.mesh)).states
     rows = states_by_example(jax.device_get(states), batch)
@@ -172,7 +161,7 @@ def _batch(pairs: Sequence[Pair], targets: Mapping[str, Float[np.ndarray, "R D"]
     batch = policy_batch(
         examples,
         weighting(examples),
-        grid=_grid(workspace),
+        grid=answers_grid(settings, workspace.mesh),
         pad_id=chat.pad_id,
         targets=lambda pair: targets[pair.question_id],
     )

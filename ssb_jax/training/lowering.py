@@ -3,23 +3,32 @@
 For compiling ahead of time (`python -m ssb_jax.bench.ahead_step`, `ssb preflight`) on devices that need not be there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ssb_jax.config import Distillation
+from ssb_jax.config import Distillation, Grpo
 from ssb_jax.config import Lora as LoraSettings
-from ssb_jax.model.sharding import use_mesh
+from ssb_jax.model.sharding import spec, use_mesh
 from ssb_jax.model.transformer import ModelConfig, abstract_model, model_shardings
 from ssb_jax.records import Pair
 from ssb_jax.store import Rows
-from ssb_jax.training.batches import Batch, Weighting
+from ssb_jax.training.batches import Batch, Weighting, cut
 from ssb_jax.training.plan import Plan, make_plan, prepared_batches
-from ssb_jax.training.step import batch_shardings, build_step, init_state, run_keys, state_shardings
+from ssb_jax.training.policy import answers_grid, make_policy_step, make_score, policy_batch
+from ssb_jax.training.step import (
+    batch_shardings,
+    build_step,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    run_keys,
+    state_shardings,
+)
 
 
 def lower_step(
@@ -49,6 +58,49 @@ def lower_step(
     )
     with use_mesh(mesh):  # in here nothing may be computed: the mesh's devices are perhaps not there
         return step.lower(*arguments)
+
+
+def lower_policy(
+    config: ModelConfig,
+    mesh: Mesh,
+    answers: Sequence[Pair],
+    *,
+    settings: Grpo,
+    training: Distillation,
+    lora_settings: LoraSettings,
+    dtype: jnp.dtype = jnp.bfloat16,
+    attention: str = "auto",
+) -> tuple[Callable[[], jax.stages.Lowered], Callable[[], jax.stages.Lowered]]:
+    """Method `grpo`: what lowers the reference's pass over a step's answers, and what lowers the update on them."""
+    model = abstract_model(config, dtype)
+    model.attention = attention
+    schedule = make_schedule(settings.model_copy(update={"warmup_steps": 0}), 1)
+    optimizer, chunk = make_optimizer(training, schedule), training.chunk_tokens
+    score = make_score(temperature=settings.temperature, chunk=chunk)
+    update = make_policy_step(
+        settings=settings, optimizer=optimizer, schedule=schedule, chunk=chunk, remat=training.remat
+    )
+    examples = [cut(pair, config.max_position_embeddings) for pair in answers]
+    weights = [np.zeros(len(example.reply), np.float32) for example in examples]
+    batch = policy_batch(examples, weights, grid=answers_grid(training, mesh), pad_id=0)
+    state = jax.eval_shape(lambda key: init_state(model, lora_settings, optimizer, key=key), run_keys(0)[0])
+    reference = jax.eval_shape(score, model, None, batch)
+    grouped = NamedSharding(mesh, PartitionSpec(None, *spec("groups")))
+    gains = jax.ShapeDtypeStruct((len(answers),), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    model = placed(model, model_shardings(model, mesh))
+    state = placed(state, state_shardings(state, optimizer, mesh))
+    batch = placed(batch, batch_shardings(batch, mesh))
+    reference = placed(reference, jax.tree.map(lambda _: grouped, reference))
+
+    def lower_score():
+        with use_mesh(mesh):
+            return score.lower(model, None, batch)
+
+    def lower_update():
+        with use_mesh(mesh):
+            return update.lower(model, state, batch, gains, reference)
+
+    return lower_score, lower_update
 
 
 def made_up_pairs(count: int, *, prompt: int, reply: int, teacher_prompt: int, vocabulary: int) -> list[Pair]:

@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from ssb_jax.config import Grpo
+from ssb_jax.config import Distillation, Grpo
 from ssb_jax.losses.chunked import Objective, Teacher, TokenStats, token_losses
 from ssb_jax.losses.policy import PolicyTokens, policy_loss
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.training.batches import Batch, Example, collate
-from ssb_jax.training.layout import Grid, Shape, place
+from ssb_jax.training.layout import Grid, Placement, Shape, place
 from ssb_jax.training.plan import Targets
 from ssb_jax.training.step import TrainState, reply_states
 
@@ -52,6 +53,25 @@ class PolicyNumbers:
 PolicyStep = Callable[..., tuple[TrainState, PolicyNumbers]]
 
 
+def answers_grid(settings: Distillation, mesh: Mesh | None) -> Grid:
+    """What the mesh asks of a batch of answers. Without packing the number of rows is always the same."""
+    data, fsdp = (1, 1) if mesh is None else (mesh.shape["data"], mesh.shape["fsdp"])
+    return Grid(data, data * fsdp, settings.chunk_tokens, packing=False, micro_batch=settings.micro_batch)
+
+
+def place_answers(totals: Sequence[int], replies: Sequence[int], grid: Grid) -> tuple[Placement, Shape]:
+    """Where answers that were just sampled lie: as `place`, in one of few shapes.
+
+    Powers of two with room for replies as long as their rows: what later steps need is not known, and each shape is a
+    compilation.
+    """
+    placement, need = place(totals, replies, grid)
+    rows = grid.row_multiple << (need.rows // grid.row_multiple - 1).bit_length()
+    length = 1 << (need.length - 1).bit_length()
+    room = -(-rows // grid.groups * length // grid.chunk) * grid.chunk
+    return placement, Shape(need.micros, rows, length, max(room, need.replies))
+
+
 def policy_batch(
     examples: Sequence[Example],
     weights: Sequence[Float[np.ndarray, "R"]],
@@ -60,27 +80,18 @@ def policy_batch(
     pad_id: int,
     targets: Targets | None = None,
 ) -> Batch:
-    """The arrays of answers that were just sampled, in one of few shapes; without targets the teacher is empty."""
-    placement, need = place([e.tokens for e in examples], [len(e.reply) for e in examples], grid)
+    """The arrays of answers that were just sampled; without targets the teacher is empty."""
+    placement, shape = place_answers([e.tokens for e in examples], [len(e.reply) for e in examples], grid)
     return collate(
         examples,
         targets or (lambda pair: np.zeros((len(pair.reply_ids), 0), np.float32)),
         placement=placement,
-        shape=_roomy(need, grid),
+        shape=shape,
         grid=grid,
         weights=weights,
         encoding="hidden",
         pad_id=pad_id,
     )
-
-
-def _roomy(need: Shape, grid: Grid) -> Shape:
-    """A shape of powers of two with room for replies as long as its rows: what later steps need is not known, and each
-    shape is a compilation."""
-    rows = grid.row_multiple << (need.rows // grid.row_multiple - 1).bit_length()
-    length = 1 << (need.length - 1).bit_length()
-    replies = -(-rows // grid.groups * length // grid.chunk) * grid.chunk
-    return Shape(need.micros, rows, length, max(replies, need.replies))
 
 
 def states_by_example(states: Float[np.ndarray, "M groups P D"], batch: Batch) -> list[Float[np.ndarray, "R D"]]:
