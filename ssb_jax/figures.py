@@ -59,17 +59,31 @@ def save_figure(drawn, path: Path) -> None:
 
 
 def draw_lines(
-    axis, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, label_x: str, label_y: str, smooth: int = 1
+    axis,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    label_x: str,
+    label_y: str,
+    smooth: int = 1,
+    labels: Mapping[str, str] | None = None,
 ) -> None:
-    """Draws curves by name; with `smooth` above 1 the running mean of so many points, over the points themselves."""
+    """Draws curves by name; with `smooth` above 1 the running mean of so many points, over the points themselves.
+
+    Args:
+      labels: name -> what the legend calls it; curves of one label have one colour.
+    """
     import numpy as np
 
-    for colour, (name, (x, y)) in zip(_cycle(len(lines)), lines.items(), strict=True):
+    labels = labels or {name: name for name in lines}
+    shown = list(dict.fromkeys(labels.values()))
+    for name, (x, y) in lines.items():
+        colour = colour_of(shown.index(labels[name]))
         window = min(smooth, len(y))
         if window > 1:
             axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
             x, y = x[window - 1 :], np.convolve(y, np.ones(window) / window, mode="valid")
-        axis.plot(x, y, color=colour, linewidth=1.8, label=name)
+        first = labels[name] not in axis.get_legend_handles_labels()[1]
+        axis.plot(x, y, color=colour, linewidth=1.8, label=labels[name] if first else None)
     axis.set_xlabel(label_x)
     axis.set_ylabel(label_y)
 
@@ -93,7 +107,3 @@ def log_axis(axis, ticks: Sequence[float] | None = None) -> None:
 
 def colour_of(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
-
-
-def _cycle(count: int) -> list[str]:
-    return [colour_of(i) for i in range(count)]

@@ -138,6 +138,18 @@ def test_a_run_folder_has_its_base_and_its_adapter(tmp_path):
     assert (ssb.method, set(ssb.scores.values()), ssb.cost, ssb.seed) == ("ssb", {0.5}, cost, 3)
 
 
+def test_a_study_stands_for_its_finished_cells(tmp_path):
+    for seed in range(2):
+        folder = tmp_path / f"study/cells/a-{seed}/evaluation"
+        folder.mkdir(parents=True)
+        (folder.parent / "config.yaml").write_text("")
+        results_file(folder / "results.json", "a", 0.5, seed=seed)
+    (tmp_path / "study/cells/begun").mkdir()
+    (tmp_path / "study/cells/begun/config.yaml").write_text("")
+    other = results_file(tmp_path / "other.json", "b", 0.5)
+    assert [(r.method, r.seed) for r in read_results([tmp_path / "study", other])] == [("a", 0), ("a", 1), ("b", 0)]
+
+
 def test_other_grading_and_missing_questions_are_said(tmp_path):
     one = results_file(tmp_path / "a.json", "a", 0.5, graded={"math-verify": "0.9.0"})
     other = results_file(tmp_path / "b.json", "b", 0.5, start=10, graded={"math-verify": "0.8.0"})
@@ -176,7 +188,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         compare(read_results([one, results_file(tmp_path / "c.json", "c", 0.5, start=1000)]))
     with pytest.raises(SsbError, match="no results of z; there are a"):
         compare(read_results([one]), against="z")
-    with pytest.raises(SsbError, match=r"no evaluation/results\.json"):
+    with pytest.raises(SsbError, match=r"no evaluation/results\.json; give a run folder, a study or a file"):
         read_results([tmp_path])
     with pytest.raises(SsbError, match="cannot be read"):
         read_results([tmp_path / "none.json"])

@@ -132,18 +132,44 @@ def test_a_folder_that_is_no_run_is_one_error(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_several_runs_are_compared(tmp_path):
-    for name, seed in (("a", 0), ("b", 1)):
-        run_folder(tmp_path / name)
-        path = tmp_path / name / "evaluation/results.json"
+def seeded_runs(folder, names):
+    """Finished runs that differ by their seed, without targets, so that no reply is shaded."""
+    for seed, name in enumerate(names):
+        run_folder(folder / name)
+        path = folder / name / "evaluation/results.json"
         cost = {"questions": 3, "generated_tokens": 9}
         write_atomically(path, json.dumps(json.loads(path.read_text()) | {"seed": seed, "cost": cost}))
-        (tmp_path / name / "targets" / "manifest.json").unlink()
+        (folder / name / "targets" / "manifest.json").unlink()
+
+
+def test_several_runs_are_compared(tmp_path):
+    seeded_runs(tmp_path, "ab")
     result = report(tmp_path / "a", tmp_path / "b", out=tmp_path / "report.html")
     assert result.exit_code == 0, result.output
     text = (tmp_path / "report.html").read_text()
     assert "intervals over seeds and questions" in text
     assert "<h1>a, b</h1>" in text
+
+
+def test_a_study_stands_for_its_cells(tmp_path):
+    """Also one that goes on, with a cell not begun yet; many runs are named by their number."""
+    seeded_runs(tmp_path / "study/cells", "abcdefgh")
+    run_folder(tmp_path / "study/cells/later", finished=False)
+    (tmp_path / "study/cells/not-begun").mkdir()
+    write_atomically(tmp_path / "study/config.yaml", "model: {path: builtin:tiny}\nquestions: {path: q.jsonl}\n")
+    result = report(tmp_path / "study", out=tmp_path / "report.html")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "report.html").read_text()
+    assert "<h1>9 runs</h1>" in text
+    assert "<b>later is not complete.</b>" in text
+    assert re.search(r'<th scope="row">ssb</th><td>8</td>', text), "eight seeds of one method"
+
+
+def test_a_study_without_cells_is_one_error(tmp_path):
+    (tmp_path / "cells").mkdir()
+    result = report(tmp_path, out=tmp_path / "report.html")
+    assert result.exit_code == 1
+    assert "is a study of which no cell has begun" in result.stderr
 
 
 @pytest.fixture(scope="module")

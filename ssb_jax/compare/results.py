@@ -69,15 +69,25 @@ def read_results(sources: Sequence[Path]) -> list[Result]:
     return results
 
 
+def begun_cells(folder: Path) -> list[Path] | None:
+    """The run folders of a study that have begun, None of a folder that is no study."""
+    if not (folder / "cells").is_dir():
+        return None
+    return sorted(path.parent for path in folder.glob("cells/*/config.yaml"))
+
+
 def _read(source: Path) -> Iterator[Result]:
-    if (source / "cells").is_dir():
-        for cell in sorted((source / "cells").iterdir()):
+    cells = begun_cells(source)
+    if cells is not None:
+        for cell in cells:
             if (cell / "evaluation" / "results.json").is_file():  # a study that goes on is compared as far as it is
                 yield from _read(cell)
     elif source.is_dir():
         path = source / "evaluation" / "results.json"
         if not path.is_file():
-            raise SsbError(f"{source} has no evaluation/results.json; run `ssb eval` there first")
+            is_run = (source / "config.yaml").is_file()
+            then = "run `ssb eval` there first" if is_run else "give a run folder, a study or a file of results"
+            raise SsbError(f"{source} has no evaluation/results.json; {then}")
         yield from _from_json(path, folder=source)
     elif source.suffix == ".csv":
         yield from _from_csv(source)

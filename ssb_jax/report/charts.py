@@ -4,7 +4,8 @@ import base64
 from collections.abc import Mapping, Sequence
 
 from ssb_jax.compare.results import BASE
-from ssb_jax.figures import as_svg, colour_of, draw_lines, figure
+from ssb_jax.figures import COLOURS, as_svg, colour_of, draw_lines, figure
+from ssb_jax.pipeline.evaluation import method_label
 from ssb_jax.report.gather import RunView
 
 # metrics.jsonl's name -> what the figure says; the first three are the paper's curves.
@@ -19,13 +20,20 @@ CURVES = {
 }
 
 
+FEW = len(COLOURS)  # runs that are named and coloured one by one
+
+
 def data_uri(svg: str) -> str:
     """An SVG file as the address of an image."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 def training_curves(runs: Sequence[RunView]) -> dict[str, str]:
-    """Title -> figure of every curve that a run has, all runs in one, with a running mean of 10 steps."""
+    """Title -> figure of every curve that a run has, all runs in one, with a running mean of 10 steps.
+
+    Of many runs those of a method have one colour.
+    """
+    labels = {run.name: run.name if len(runs) <= FEW else method_label(run.config) for run in runs}
     curves = {}
     for key, title in CURVES.items():
         lines = {}
@@ -35,7 +43,7 @@ def training_curves(runs: Sequence[RunView]) -> dict[str, str]:
                 lines[run.name] = ([row["step"] for row in rows], [row[key] for row in rows])
         if lines:
             with figure(width=4.4, height=2.7) as (drawn, [axis]):
-                draw_lines(axis, lines, label_x="step", label_y="", smooth=10)
+                draw_lines(axis, lines, label_x="step", label_y="", smooth=10, labels=labels)
                 axis.set_title(title, loc="left", fontsize=11)
                 axis.set_ylim(bottom=0 if key != "agreement" else None)
                 if len(runs) > 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ssb_jax.answering import load_rollouts
 from ssb_jax.artifacts import read_jsonl, read_manifest, training_folder
+from ssb_jax.compare.results import begun_cells
 from ssb_jax.config import Config, SsbError, load_config
 from ssb_jax.metrics import read_metrics
 from ssb_jax.pipeline import funnel_of
@@ -41,6 +42,21 @@ class RunView:
     missing: Sequence[str]
 
 
+def run_folders(folders: Sequence[Path]) -> list[Path]:
+    """The folders, and in the place of a study those of its cells that have begun.
+
+    Raises:
+      SsbError: no cell of a study has begun.
+    """
+    found = []
+    for folder in folders:
+        cells = begun_cells(folder)
+        if cells == []:
+            raise SsbError(f"{folder} is a study of which no cell has begun; run `ssb study` first")
+        found += [folder] if cells is None else cells
+    return found
+
+
 def read_run(folder: Path, *, name: str, questions: int) -> RunView:
     """Reads what is there.
 
@@ -51,7 +67,9 @@ def read_run(folder: Path, *, name: str, questions: int) -> RunView:
       SsbError: the folder is no run folder, or a file in it is damaged.
     """
     if not (folder / "config.yaml").is_file():
-        raise SsbError(f"{folder} is no run folder: it has no config.yaml; give the --out of an `ssb run`")
+        raise SsbError(
+            f"{folder} is no run folder: it has no config.yaml; give the --out of an `ssb run` or of an `ssb study`"
+        )
     config = load_config(folder / "config.yaml")
     sets = _read_results(folder)
     items = _train_items(folder, questions)

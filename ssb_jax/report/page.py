@@ -20,7 +20,7 @@ from ssb_jax.config import SsbError
 from ssb_jax.console import note
 from ssb_jax.records import DropReason
 from ssb_jax.report import charts
-from ssb_jax.report.gather import RunView, read_run
+from ssb_jax.report.gather import RunView, read_run, run_folders
 from ssb_jax.stats import Interval
 
 _HERE = files("ssb_jax.report")
@@ -35,7 +35,7 @@ _REASONS = {
 
 
 def write_report(folders: Sequence[Path], out: Path, *, questions: int = 120, replies: int = 24) -> None:
-    """Writes the report of one or several runs, finished or not.
+    """Writes the report of one or several runs, finished or not; a study stands for its cells.
 
     Args:
       questions: how many training questions, and how many of each evaluation set, the reader gets of each run.
@@ -44,6 +44,7 @@ def write_report(folders: Sequence[Path], out: Path, *, questions: int = 120, re
     Raises:
       SsbError: a folder is no run folder, or a file in it is damaged.
     """
+    folders = run_folders(folders)
     runs = [
         read_run(folder, name=name, questions=questions) for folder, name in zip(folders, _names(folders), strict=True)
     ]
@@ -93,6 +94,8 @@ def _render(runs: Sequence[RunView], reader: list[dict[str, Any]], notices: dict
     page = environment.get_template("page.html").render(
         version=__version__,
         runs=runs,
+        few=charts.FEW,
+        title=", ".join(run.name for run in runs) if len(runs) <= charts.FEW else f"{len(runs)} runs",
         notices={name: found for name, found in notices.items() if found},
         funnels=[_funnel(run) for run in runs],
         accuracy=charts.accuracy(runs),
