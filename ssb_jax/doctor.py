@@ -62,7 +62,16 @@ class Patient:
     """The settings and what is loaded from them, each when a check first asks."""
 
     config: Config
-    out: Path
+    place: Path | str  # a folder, or the URL of one
+
+    @cached_property
+    def out(self) -> Path:
+        """The folder of this machine in which the run works."""
+        if isinstance(self.place, Path):
+            return self.place
+        from ssb_jax.remote import working_folder
+
+        return working_folder(self.place)
 
     @cached_property
     def model_folder(self) -> Path:
@@ -91,7 +100,7 @@ class Patient:
         return [len(self.chat.encode_prompt(self.prompts.student_messages(q.question))) for q in self.questions]
 
 
-def examine(config: Config, *, out: Path) -> list[Finding]:
+def examine(config: Config, *, out: Path | str) -> list[Finding]:
     """All checks, in order; one that fails does not keep the others from being made."""
     patient, findings, failed = Patient(config, out), [], set()
     for name, (check, needs) in CHECKS.items():
@@ -262,15 +271,20 @@ def _defaults(patient: Patient) -> Result:
 
 
 def _output(patient: Patient) -> Result:
-    """The run folder, or the nearest folder above it that exists, takes a file."""
+    """The run folder, or the nearest folder above it that exists, takes a file; so does the bucket of a URL."""
     folder = _existing(patient.out)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         return Status.FAIL, f"{folder} cannot be written: {error.strerror}; choose another --out"
-    state = "continues what is there" if (patient.out / "config.yaml").exists() else "new"
-    return Status.OK, f"{patient.out} ({state})"
+    if isinstance(patient.place, Path):
+        begun = (patient.out / "config.yaml").exists()
+    else:
+        from ssb_jax.remote import try_out
+
+        begun = try_out(patient.place)
+    return Status.OK, f"{patient.place} ({'continues what is there' if begun else 'new'})"
 
 
 def _disk(patient: Patient) -> Result:

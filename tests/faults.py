@@ -65,8 +65,8 @@ class Tally:
 # ---- one try: a forked `ssb run`
 
 
-def fork_run(folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Starts `ssb run` in a process of its own, after `prepare` there; returns its id."""
+def fork_run(folder: Path, prepare: Callable[[], None] = lambda: None, *, url: str | None = None) -> int:
+    """Starts `ssb run` in a process of its own, after `prepare` there; returns its id. `url` runs there instead."""
     pid = os.fork()
     if pid:
         return pid
@@ -76,7 +76,7 @@ def fork_run(folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         prepare()
-        main(["run", str(ROOT / "configs/tiny.yaml"), "--out", str(folder), *SMALL], prog_name="ssb")
+        main(["run", str(ROOT / "configs/tiny.yaml"), "--out", url or str(folder), *SMALL], prog_name="ssb")
     except SystemExit as end:
         code = end.code or 0
     except BaseException:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ssb_jax"
 LAYERS = [
     {"config", "records"},
     {"artifacts", "console", "figures"},
-    {"chat", "prompts", "answers", "metrics", "stats"},
+    {"chat", "prompts", "answers", "metrics", "stats", "remote"},
     {"model", "hosts"},
     {"sampling", "losses", "store", "checkpoint", "costs"},
     {"training"},
@@ -25,7 +25,18 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-WITHOUT_JAX = ["config", "records", "artifacts", "console", "chat", "prompts", "answers", "stats", "tiny.problems"]
+WITHOUT_JAX = [
+    "config",
+    "records",
+    "artifacts",
+    "console",
+    "chat",
+    "prompts",
+    "answers",
+    "stats",
+    "tiny.problems",
+    "remote",
+]
 
 
 def _layer(part):

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import load_settings, main
+from ssb_jax.cli.group import load_settings, main, place
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-@click.option("--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--out", default="runs", show_default=True, callback=place, help="The run's folder, or its URL.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list on stdout.")
 @click.pass_context
-def doctor(context: click.Context, config: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+def doctor(context: click.Context, config: Path, overrides: tuple[str, ...], out: Path | str, as_json: bool) -> None:
     """Check tokenizer, prompts, questions, devices and disk of CONFIG before anything expensive.
 
     The exit status is 1 where a check fails.

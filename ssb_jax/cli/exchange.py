@@ -15,7 +15,9 @@ from ssb_jax.console import note
 @click.option(
     "--read", "source", type=click.Path(path_type=Path, exists=True), help="The scripts' files, taken into DIR."
 )
-def exchange(config: Path, out: Path, overrides: tuple[str, ...], target: Path | None, source: Path | None) -> None:
+def exchange(
+    config: Path, out: Path | str, overrides: tuple[str, ...], target: Path | None, source: Path | None
+) -> None:
     """Exchange pairs and teacher logits with the published PyTorch scripts.
 
     After --read go on with `ssb distill` and `ssb eval`.

@@ -56,10 +56,17 @@ def main() -> None:
 def in_run_folder(function):
     """Arguments of a command that works in a run folder."""
     function = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)(function)
-    function = click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")(function)
+    function = click.option("--out", required=True, callback=place, help="The run's folder, or its URL.")(function)
     function = click.argument("config", type=click.Path(path_type=Path))(function)
     settings = {"ignore_unknown_options": True}
     return main.command(context_settings=settings)(function)
+
+
+def place(context: click.Context, option: click.Parameter, value: str) -> Path | str:
+    """What --out names: a folder, or a URL such as gs://bucket/run (ssb_jax/remote)."""
+    if re.match(r"\w+:/(?!/)", value):
+        raise click.BadParameter(f"expected a folder, or a URL such as gs://bucket/run, got {value}")
+    return value if "://" in value else Path(value)
 
 
 def load_settings(config: Path, overrides: tuple[str, ...]) -> Config:
@@ -71,29 +78,44 @@ def load_settings(config: Path, overrides: tuple[str, ...]) -> Config:
 
 
 @contextlib.contextmanager
-def opened(config: Path, out: Path, overrides: tuple[str, ...], *, stage: str = "generation") -> Iterator:
+def opened(config: Path, out: Path | str, overrides: tuple[str, ...], *, stage: str = "generation") -> Iterator:
     """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second.
 
     `stage` is what `mesh: auto` chooses for (model/mesh.py).
     """
     settings = load_settings(config, overrides)
-    if re.match(r"\w+:/", str(out)):
-        raise click.UsageError(f"--out {out}: expected a folder; mount a bucket (gcsfuse) and give its folder")
     from ssb_jax import hosts
 
     identity = {"config": settings.model_dump(mode="json"), "versions": versions(), "code": code_digest()}
     with hosts.stopping_on_sigterm(), hosts.joined(identity), contextlib.ExitStack() as stack:
         if not hosts.is_first():
             be_quiet()
-        hosts.on_first(lambda: stack.enter_context(owning(out)))
-        hosts.refuse_unseen(out)
+        folder = _take(out, stack)
         use_compilation_cache(settings)
         from ssb_jax import pipeline
         from ssb_jax.workspace import Workspace
 
-        run = pipeline.Run(out, Workspace(settings, stage))
+        run = pipeline.Run(folder, Workspace(settings, stage))
         pipeline.save_config(run, replace=False)
         yield pipeline, run
+
+
+def _take(out: Path | str, stack: contextlib.ExitStack) -> Path:
+    """The run's folder on this machine, which is this command's alone until the stack ends."""
+    from ssb_jax import hosts
+
+    if isinstance(out, Path):
+        hosts.on_first(lambda: stack.enter_context(owning(out)))
+        hosts.refuse_unseen(out)
+        return out
+    if hosts.count() > 1:
+        raise SsbError(
+            f"--out {out}: a run of {hosts.count()} processes needs a folder that all of them see (NFS, Filestore, a "
+            "bucket mounted with gcsfuse); a URL works for one process"
+        )
+    from ssb_jax.remote import mirrored
+
+    return stack.enter_context(mirrored(out))
 
 
 def use_compilation_cache(config: Config) -> None:

@@ -8,7 +8,7 @@ from ssb_jax.console import mapping, note
 
 
 @in_run_folder
-def grpo(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+def grpo(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """Train the student by GRPO on its own graded answers, then evaluate it."""
     with opened(config, out, (*overrides, "--method", "grpo")) as (pipeline, current):
         pipeline.reinforce(current)

@@ -10,13 +10,15 @@ from ssb_jax.console import note, table
 
 
 @in_run_folder
-def run(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+def run(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """All stages; those that are complete are skipped."""
     with opened(config, out, overrides) as (pipeline, current):
         if current.config.rounds > 1:
             from ssb_jax.rounds import run_rounds
 
-            for number, results in enumerate(run_rounds(current.config, out), 1):
+            if not isinstance(out, Path):
+                raise SsbError(f"--out {out}: expected a folder on a disk; a run of several rounds has no mirror")
+            for number, results in enumerate(run_rounds(current.config, current.folder), 1):
                 note(f"round {number}")
                 print_results(results)
             return
@@ -26,7 +28,7 @@ def run(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
 
 
 @in_run_folder
-def rollout(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+def rollout(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """Rollouts, their verification and the hints, until as many questions are mixed as pairs are wanted."""
     with opened(config, out, overrides) as (pipeline, current):
         waiting = pipeline.roll_out(current)
@@ -35,7 +37,7 @@ def rollout(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
 
 
 @in_run_folder
-def teach(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+def teach(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """Hinted solutions of every mixed question so far; verified ones become training pairs."""
     with opened(config, out, overrides) as (pipeline, current):
         complete = pipeline.teach(current)
@@ -46,7 +48,7 @@ def teach(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
 
 @in_run_folder
 @click.option("--fidelity", is_flag=True, help="Measure what each encoding costs and loses instead of storing targets.")
-def targets(config: Path, out: Path, overrides: tuple[str, ...], fidelity: bool) -> None:
+def targets(config: Path, out: Path | str, overrides: tuple[str, ...], fidelity: bool) -> None:
     """The teacher's distributions on the pairs' replies."""
     with opened(config, out, overrides, stage="training") as (pipeline, current):
         if fidelity:
@@ -58,7 +60,7 @@ def targets(config: Path, out: Path, overrides: tuple[str, ...], fidelity: bool)
 
 
 @in_run_folder
-def distill(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+def distill(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """Train the LoRA student."""
     with opened(config, out, overrides, stage="training") as (pipeline, current):
         pipeline.distil(current)
@@ -68,7 +70,7 @@ def distill(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--adapter", type=click.Path(path_type=Path), help="A PEFT adapter trained elsewhere, evaluated too.")
 @click.option("--answers", type=click.Path(path_type=Path), help="JSONL of answers from elsewhere; samples nothing.")
 def eval(
-    config: Path, out: Path, overrides: tuple[str, ...], adapter: Path | None = None, answers: Path | None = None
+    config: Path, out: Path | str, overrides: tuple[str, ...], adapter: Path | None = None, answers: Path | None = None
 ) -> None:
     """Evaluate the base and, when there is one, the adapter."""
     with opened(config, out, overrides) as (pipeline, current):

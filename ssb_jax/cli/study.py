@@ -10,13 +10,15 @@ from ssb_jax.config import SsbError, load_config
 
 
 @in_run_folder
-def study(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+def study(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """Run the grid that the section `study` names, and compare; finished runs are skipped.
 
     The comparison goes to study.csv, study.json and study.svg in the study's folder too.
     """
     from ssb_jax.artifacts import owning
 
+    if not isinstance(out, Path):
+        raise click.UsageError(f"--out {out}: expected a folder on a disk; a study has no mirror in a bucket")
     try:
         settings = load_config(config, overrides)
     except SsbError as error:

@@ -54,12 +54,17 @@ COMPARED_ROWS = 4096
 
 
 def resolve_model(path: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: a local folder, "builtin:tiny", or a hub id (downloaded to the hub's cache).
+    """The folder of a model: a local folder, "builtin:tiny", a hub id (downloaded to the hub's cache), or a URL of a
+    bucket (downloaded to the cache of ssb_jax/remote).
 
     Raises SsbError when there is no such folder and the hub does not give one.
     """
     if str(path) == BUILTIN_TINY:
         return Path(str(files("ssb_jax") / "tiny" / "model"))
+    if "://" in str(path):
+        from ssb_jax.remote import fetched
+
+        return fetched(str(path))
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

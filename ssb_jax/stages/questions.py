@@ -46,13 +46,22 @@ def load_questions(data: Data) -> tuple[list[Question], int]:
 
 
 def source_identity(data: Data) -> str | None:
-    """Digest of a local question file, so that a changed file is noticed; None for other sources."""
-    path = Path(data.path).expanduser()
+    """Digest of a question file, so that a changed file is noticed; None for other sources."""
+    path = _local(data)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
+def _local(data: Data) -> Path:
+    """The questions' path on this machine, whether anything is there or not."""
+    if "://" not in data.path:
+        return Path(data.path).expanduser()
+    from ssb_jax.remote import fetched
+
+    return fetched(data.path)
+
+
 def _rows(data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
-    path = Path(data.path).expanduser()
+    path = _local(data)
     if path.is_file():
         yield from _jsonl_rows(path)
     elif data.path.endswith((".jsonl", ".json")) or data.path.startswith((".", "/", "~")):

@@ -1,0 +1,198 @@
+"""A run's working folder on this machine and its copy in a store."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from uuid import uuid4
+
+from ssb_jax.artifacts import MANIFEST, digest, owning, write_atomically
+from ssb_jax.config import SsbError
+from ssb_jax.console import note
+from ssb_jax.remote.lock import Lock, repeating
+from ssb_jax.remote.store import Store, open_store
+
+SCRATCH, PUSH_SECONDS = "SSB_SCRATCH", "SSB_PUSH_SECONDS"
+MOST_BEAT = 10.0  # seconds between two signs of life
+LAST = ".last-folder"  # object there, file here: which working folder was the last to work there
+_PUSHED = ".pushed.json"  # file here: what of the folder is there
+_GROWING = ("*.jsonl", "events.out.tfevents.*")  # appended to in place; all other files are written once or replaced
+_CHECKPOINT = re.compile(r"(.*\bcheckpoints)/(\d+)/")
+
+Stamp = tuple[int, int]  # of a file: when it was written, in nanoseconds, and its bytes
+
+
+@contextlib.contextmanager
+def mirrored(url: str) -> Iterator[Path]:
+    """The working folder of a run whose folder is a URL; what is written within gets there, at the latest at the end.
+
+    Raises:
+      SsbError: the store cannot be reached or refuses; another process has the run, or has taken it over.
+    """
+    store, folder, seconds = open_store(url), working_folder(url), _push_seconds()
+    with owning(folder):
+        mirror = Mirror(store, folder)
+        lock = Lock(store, folder=mirror.identity, seconds=min(seconds, MOST_BEAT))
+        with lock.held():
+            mirror.start()
+            with _pushing(mirror, lock, seconds):
+                yield folder
+
+
+@contextlib.contextmanager
+def _pushing(mirror: "Mirror", lock: Lock, seconds: float) -> Iterator[None]:
+    def push() -> None:
+        lock.beat()
+        if not lock.lost:
+            mirror.push()
+
+    try:
+        with repeating(push, seconds):
+            yield
+    finally:
+        try:
+            push()
+        except SsbError as error:
+            raise SsbError(f"{error}. All of the run is in {mirror.folder}: the same command here goes on") from None
+        if lock.lost:
+            raise SsbError(f"{mirror.store.url} was taken over by another process, which found no sign of life here")
+
+
+def working_folder(url: str) -> Path:
+    """Where a run at a URL works: below SSB_SCRATCH, by default ~/.cache/ssb-jax/runs."""
+    url = url.rstrip("/")
+    name = re.sub(r"[^\w.-]+", "-", url)[-60:].strip("-.")
+    return Path(os.environ.get(SCRATCH, "~/.cache/ssb-jax/runs")).expanduser().absolute() / f"{name}-{digest(url)[:8]}"
+
+
+class Mirror:
+    """A folder and its copy in a store."""
+
+    def __init__(self, store: Store, folder: Path):
+        self.store, self.folder = store, folder
+        self._there: dict[str, Stamp | None] = {}  # objects, with the stamp of the file that was uploaded if known
+        if not (folder / LAST).exists():
+            write_atomically(folder / LAST, uuid4().hex)
+        self.identity = (folder / LAST).read_text()
+
+    def start(self) -> None:
+        """Makes the folder what the store holds, unless it was the last to work there: then it is as new, or newer."""
+        names = {name for name in self.store.describe() if not _is_private(name)}
+        last = self.store.read(LAST)
+        if last == self.identity.encode():
+            self._there = dict.fromkeys(names) | {k: v for k, v in self._recorded().items() if k in names}
+            return
+        _empty(self.folder)
+        wanted = sorted(name for name in names if _is_whole(name, names))
+        if wanted:
+            note(f"fetching {len(wanted)} files from {self.store.url} to {self.folder}")
+            self.store.fetch(wanted, self.folder)
+        stamps = _scan(self.folder)
+        self._there = {name: stamps.get(name) for name in names}
+        self.store.write(LAST, self.identity.encode())
+
+    def push(self) -> None:
+        """Uploads what changed, oldest first, then deletes what is gone.
+
+        Only what was there at the beginning, as it was: when a file that others rely on has been replaced meanwhile,
+        the rest is left to the next push.
+        """
+        stamps = _scan(self.folder)
+        changed = [name for name, stamp in stamps.items() if self._there.get(name) != stamp]
+        try:
+            for name in sorted(changed, key=lambda name: _due(name, stamps)):
+                if not self._upload(name, stamps[name]):
+                    return
+            for name in sorted(self._there.keys() - stamps.keys(), key=lambda name: (not name.endswith(".json"), name)):
+                self.store.delete(name)  # a checkpoint's seal before the checkpoint
+                del self._there[name]
+        finally:
+            write_atomically(self.folder / _PUSHED, json.dumps(self._there))
+
+    def _upload(self, name: str, stamp: Stamp) -> bool:
+        """Whether the file is still the one of that stamp, or one that only grows; then it is uploaded."""
+        try:
+            with open(self.folder / name, "rb") as file:
+                if _stamp(os.fstat(file.fileno())) != stamp and not _grows(name):
+                    return False
+                data = file.read()
+        except FileNotFoundError:
+            return False
+        self.store.write(name, data)
+        self._there[name] = stamp
+        return True
+
+    def _recorded(self) -> dict[str, Stamp]:
+        path = self.folder / _PUSHED
+        try:
+            return {k: tuple(v) for k, v in json.loads(path.read_bytes()).items() if v} if path.exists() else {}
+        except ValueError:
+            raise SsbError(f"{path} is not readable; delete it") from None
+
+
+def _scan(folder: Path) -> dict[str, Stamp]:
+    """Name -> stamp of every file that belongs in the store."""
+    found = {}
+    for place, _, files in os.walk(folder):
+        for file in files:
+            path = Path(place, file)
+            name = path.relative_to(folder).as_posix()
+            if not _is_private(name):
+                with contextlib.suppress(FileNotFoundError):  # it was deleted or renamed just now
+                    found[name] = _stamp(path.stat())
+    return {name: stamp for name, stamp in found.items() if _is_whole(name, found)}
+
+
+def _stamp(facts: os.stat_result) -> Stamp:
+    return facts.st_mtime_ns, facts.st_size
+
+
+def _is_private(name: str) -> bool:
+    """Locks and what is still being written: hidden files and folders, and Orbax's temporary ones."""
+    return any(part.startswith(".") or ".orbax-checkpoint-tmp" in part for part in name.split("/"))
+
+
+def _is_whole(name: str, names: Collection[str]) -> bool:
+    """A checkpoint appears in one rename, which stores do not know: it counts once it is sealed (checkpoint.py)."""
+    step = _CHECKPOINT.match(name)
+    return step is None or f"{step[1]}/digests/{step[2]}.json" in names
+
+
+def _grows(name: str) -> bool:
+    return any(fnmatch(name.rpartition("/")[2], pattern) for pattern in _GROWING)
+
+
+def _due(name: str, stamps: Mapping[str, Stamp]) -> tuple[int, int]:
+    """The order of uploading: as written; a manifest after all of its folder, whatever the clock said.
+
+    At a tie, which coarse clocks make, JSON files (indices, seals) come after the data that they speak of.
+    """
+    folder, _, file = name.rpartition("/")
+    if file == MANIFEST:
+        return max(stamp[0] for other, stamp in stamps.items() if other.startswith(f"{folder}/")), 2
+    return stamps[name][0], int(file.endswith(".json"))
+
+
+def _empty(folder: Path) -> None:
+    """Deletes all but the working folder's own hidden files."""
+    (folder / _PUSHED).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith("."):
+            path.unlink()
+
+
+def _push_seconds() -> float:
+    text = os.environ.get(PUSH_SECONDS, "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86400:
+        raise SsbError(f"{PUSH_SECONDS}: expected seconds, 0.1 to 86400, got {text}")
+    return seconds
