@@ -57,7 +57,7 @@ def attempt(root: Path, number: int, delay: float) -> dict:
         "status": status,
         "stage": working_in(folder) if folder.exists() else "",
         "rows": rows(there),
-        "rows_lost": rows(folder) - rows(there) if folder.exists() else 0,
+        "rows_lost": max(0, rows(folder) - rows(there)) if folder.exists() else 0,
         "wrong": check_folder(there),
     }
     shutil.rmtree(os.environ["SSB_SCRATCH"], ignore_errors=True)
@@ -81,7 +81,7 @@ def main() -> None:
         while not tries or tries[-1]["status"] != 0:
             killing = len(tries) < arguments.kills
             # A new machine first waits for a sign of life of the one before.
-            delay = 4 * PUSH_SECONDS * bool(tries) + rng.uniform(0.2, 0.6) * seconds if killing else 600.0
+            delay = 4 * PUSH_SECONDS * bool(tries) + rng.uniform(0.05, 0.6) * seconds if killing else 600.0
             tries.append(attempt(root, len(tries), delay))
             print(tries[-1], file=sys.stderr)
         remote, local = content(root / f"bucket-{len(tries) - 1}"), content(root / "straight")

@@ -1,6 +1,7 @@
 """Object stores for tests: an emulator of Google's on loopback, one that forbids everything, and one that fails."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,9 @@ def emulator() -> Iterator[dict[str, str]]:
     """Yields the environment with which gcsfs talks to an emulator that has one bucket."""
     from gcp_storage_emulator.server import create_server
 
+    logging.getLogger("gcp_storage_emulator").setLevel(
+        logging.CRITICAL
+    )  # else it tells of each object that is not there
     server = create_server("localhost", 0, in_memory=True, default_bucket=BUCKET)
     server.start()
     try:

@@ -171,9 +171,9 @@ def _due(name: str, stamps: Mapping[str, Stamp]) -> tuple[int, int]:
 
     At a tie, which coarse clocks make, JSON files (indices, seals) come after the data that they speak of.
     """
-    folder, _, file = name.rpartition("/")
+    folder, slash, file = name.rpartition("/")
     if file == MANIFEST:
-        return max(stamp[0] for other, stamp in stamps.items() if other.startswith(f"{folder}/")), 2
+        return max(stamp[0] for other, stamp in stamps.items() if other.startswith(folder + slash)), 2
     return stamps[name][0], int(file.endswith(".json"))
 
 
