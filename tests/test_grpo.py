@@ -12,12 +12,14 @@ from distillation_case import MODEL, full_logits, make_model, make_pairs, random
 from ssb_jax.config import Distillation, Grpo
 from ssb_jax.losses.policy import advantages, token_weights
 from ssb_jax.model.lora import Lora
+from ssb_jax.model.sharding import make_mesh, use_mesh
+from ssb_jax.model.transformer import model_shardings
 from ssb_jax.records import Outcome
 from ssb_jax.stages.grpo import reward
 from ssb_jax.training.batches import cut
 from ssb_jax.training.layout import Grid
-from ssb_jax.training.policy import make_policy_step, make_score, policy_batch
-from ssb_jax.training.step import TrainState, make_optimizer, put_batch
+from ssb_jax.training.policy import answers_grid, make_policy_step, make_score, policy_batch
+from ssb_jax.training.step import TrainState, make_optimizer, put_batch, state_shardings
 
 GROUP, TEMPERATURE, MOST = 4, 0.7, 32
 PAIRS = make_pairs(2 * GROUP, seed=3)  # recorded answers: the first group is mixed, the second has one right
@@ -148,6 +150,32 @@ def test_the_first_update_has_ratio_one_and_the_gradient_of_the_dense_formula():
     gradient = jax.grad(dense)(lora)
     norm = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(gradient)))
     np.testing.assert_allclose(ours.grad_norm, norm, rtol=1e-5)
+
+
+def test_on_a_mesh_the_state_lies_as_it_came():
+    """Else the second update is compiled once more. And the numbers are those of one device."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    model = make_model()
+    model = jax.tree.map(jax.device_put, model, model_shardings(model, mesh))
+    gains, settings = np.asarray(torch_advantages(REWARDS), np.float32).ravel(), Grpo(temperature=TEMPERATURE)
+    optimizer = make_optimizer(Distillation(), lambda step: 0.0)
+    step = make_policy_step(settings=settings, optimizer=optimizer, schedule=lambda _: 0.0, chunk=16, remat="none")
+    examples = [cut(pair, MODEL.max_position_embeddings) for pair in PAIRS]
+    weights = token_weights([len(e.reply) for e in examples], normalisation="sequence", max_new_tokens=MOST)
+    grid = answers_grid(Distillation(chunk_tokens=16), mesh)
+    batch = put_batch(policy_batch(examples, weights, grid=grid, pad_id=0), mesh)
+    lora = shifted(0.08)
+    with use_mesh(mesh):
+        state = TrainState(jax.tree.map(jnp.copy, lora), optimizer.init(lora), jnp.zeros((), jnp.int32))
+        state = jax.tree.map(jax.device_put, state, state_shardings(state, optimizer, mesh))
+        reference = make_score(temperature=TEMPERATURE, chunk=16)(model, None, batch)
+        before = jax.tree.map(lambda x: x.sharding, state)
+        state, numbers = step(model, state, batch, gains, reference, None)
+    for array, sharding in zip(*map(jax.tree.leaves, (state, before)), strict=True):
+        assert array.sharding.is_equivalent_to(sharding, array.ndim)
+    alone = our_numbers(lora, None, gains, settings)
+    for name in ("loss", "grad_norm", "kl", "full_kl", "entropy"):
+        np.testing.assert_allclose(getattr(numbers, name), getattr(alone, name), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_rewards():

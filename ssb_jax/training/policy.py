@@ -23,7 +23,7 @@ from ssb_jax.model.transformer import Transformer
 from ssb_jax.training.batches import Batch, Example, collate
 from ssb_jax.training.layout import Grid, Placement, Shape, place
 from ssb_jax.training.plan import Targets
-from ssb_jax.training.step import TrainState, reply_states
+from ssb_jax.training.step import TrainState, laid_out, reply_states
 
 
 @jax.tree_util.register_dataclass
@@ -179,7 +179,8 @@ def make_policy_step(
             full_kl=stats.kl / count,
             entropy=stats.student_entropy / count,
         )
-        return TrainState(optax.apply_updates(state.lora, updates), optimizer_state, state.step + 1), numbers
+        state = TrainState(optax.apply_updates(state.lora, updates), optimizer_state, state.step + 1)
+        return laid_out(state, optimizer), numbers
 
     return jax.jit(step, donate_argnums=1)
 

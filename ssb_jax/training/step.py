@@ -251,12 +251,12 @@ def make_step(
             health=_health(stats, tokens, measure) if health_every > 0 else {},
             **{name: getattr(stats, name) / tokens for name in TokenStats.__dataclass_fields__ if name != "further"},
         )
-        return _laid_out(TrainState(lora, optimizer_state, state.step + 1), optimizer), numbers
+        return laid_out(TrainState(lora, optimizer_state, state.step + 1), optimizer), numbers
 
     return jax.jit(step, donate_argnums=1)
 
 
-def _laid_out(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+def laid_out(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
     """A step's state lies as it came; else the second step would be compiled for another layout, and the donation lost.
 
     Outside a mesh it is left as it is.
