@@ -4,13 +4,13 @@ Kills at random moments over whole runs: `python tests/faults.py --kills 100`.
 """
 
 import os
-import subprocess
 import time
 from errno import EIO
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from small_disk import small_disk
 
 from ssb_jax import artifacts
 from ssb_jax.artifacts import appending, complete, read_jsonl, read_manifest, write_jsonl
@@ -99,14 +99,10 @@ def test_a_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):
 def read_only(tmp_path):
     """A file system that holds a finished stage and can no more be written."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a file system: {mounted.stderr.strip()}")
-    make_stage(disk / "run")
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with small_disk(disk, size="1m") as remount:
+        make_stage(disk / "run")
+        remount("ro")
+        yield disk
 
 
 def test_output_that_cannot_be_written_is_one_line_and_stays_as_it_is(read_only):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from small_disk import small_disk
 
 from ssb_jax.artifacts import read_jsonl, read_manifest
 from ssb_jax.config import load_config
@@ -207,33 +208,18 @@ def test_no_mixed_question_says_so_with_the_counts(tmp_path):
     assert "questions 8" in result.stderr
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 100 kB, and a function that makes it larger."""
+def test_a_full_disk_is_one_error_and_with_room_the_run_goes_on(tmp_path, straight):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
-
-    def resize(size):
-        subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
-
-    yield disk, resize
-    subprocess.run(["umount", disk], check=True)
-
-
-def test_a_full_disk_is_one_error_and_with_room_the_run_goes_on(small_disk, straight):
-    disk, resize = small_disk
-    for size in ("400k", "2m", "64m"):
-        full = run(disk / "run")
-        errors = [line for line in full.stderr.splitlines() if line.startswith("Error: ")]
-        assert full.returncode == 1
-        assert len(errors) == 1, full.stderr
-        assert "No space left on device" in errors[0]
-        resize(size)  # (Orbax's writing thread may print what befell it too.)
-    assert run(disk / "run").returncode == 0
-    assert read_jsonl(disk / "run/pairs/pairs.jsonl", Pair) == read_jsonl(straight[0] / "pairs/pairs.jsonl", Pair)
+    with small_disk(disk, size="100k") as remount:
+        for size in ("400k", "2m", "64m"):
+            full = run(disk / "run")
+            errors = [line for line in full.stderr.splitlines() if line.startswith("Error: ")]
+            assert full.returncode == 1
+            assert len(errors) == 1, full.stderr
+            assert "No space left on device" in errors[0]
+            remount(f"size={size}")  # (Orbax's writing thread may print what befell it too.)
+        assert run(disk / "run").returncode == 0
+        assert read_jsonl(disk / "run/pairs/pairs.jsonl", Pair) == read_jsonl(straight[0] / "pairs/pairs.jsonl", Pair)
 
 
 def test_views_are_the_hinted_prompts_exchanged_and_without_the_question(straight):
