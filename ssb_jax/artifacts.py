@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -175,11 +175,13 @@ class Manifest:
     files: dict[str, FileFacts]
     seconds: float
     versions: dict[str, str]
-    seal: str = ""
+    seal: str
 
-    def __post_init__(self) -> None:
-        if not self.seal:
-            object.__setattr__(self, "seal", self.own_digest())
+    @classmethod
+    def sealed(cls, **facts: Any) -> "Manifest":
+        """A manifest of all its other fields."""
+        unsealed = cls(**facts, seal="")
+        return replace(unsealed, seal=unsealed.own_digest())
 
     def own_digest(self) -> str:
         """What the seal must be."""
@@ -283,7 +285,14 @@ def finish(
 ) -> Manifest:
     """Completes a folder that `begin` opened and whose content is there; see `complete`."""
     made_from = json.loads((folder / BEGUN).read_bytes())
-    manifest = Manifest(stage, made_from, counts, _list_files(folder, patterns), seconds, versions())
+    manifest = Manifest.sealed(
+        stage=stage,
+        made_from=made_from,
+        counts=counts,
+        files=_list_files(folder, patterns),
+        seconds=seconds,
+        versions=versions(),
+    )
     write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
     (folder / BEGUN).unlink()
     return manifest

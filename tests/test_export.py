@@ -83,7 +83,9 @@ def test_peft_and_transformers_load_what_is_exported(run, tmp_path):
 @pytest.mark.parametrize("method", get_args(Method))
 def test_every_method_has_a_card(method, tmp_path):
     values = {"method": method, "model": {"path": "builtin:tiny"}, "questions": {"path": "q.jsonl"}}
-    trained = Manifest(method, {}, {}, {}, 1.0, {"ssb-jax": "0.1.0"})
+    trained = Manifest.sealed(
+        stage=method, made_from={}, counts={}, files={}, seconds=1.0, versions={"ssb-jax": "0.1.0"}
+    )
     card = model_card(tmp_path, config=config_from_dict(values), trained=trained, base="builtin:tiny", merged=True)
     assert "Not evaluated." in card
     assert f"tags: [{method}, " in card

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from mutations import broken_bytes, broken_json, broken_json_bytes, fuzz, refused
 
@@ -128,9 +128,6 @@ def test_a_broken_manifest_is_refused_or_says_the_same(finished, tmp_path, data)
     folder = copy(finished, tmp_path / "folder")
     path = folder / "manifest.json"
     path.write_bytes(data.draw(broken_json_bytes(json.loads(path.read_bytes()))))
-    assume(
-        re.search(rb'"seal": "[^"]', path.read_bytes())
-    )  # one without its seal is of an earlier version, and taken as it is
     found = refused(lambda: read_manifest(folder), re.escape(str(folder)))
     assert found is None or found == read_manifest(finished)
 

@@ -30,9 +30,15 @@ class KVCache:
         return self.k.shape[3]
 
 
-def init_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32) -> KVCache:
-    """An empty cache (zeros) for `batch` rows of up to `length` tokens."""
-    shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
+# A cache in equal parts: each holds some of the layers, in order.
+Cache = tuple[KVCache, ...]
+
+
+def init_cache(
+    config: ModelConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32, *, layers: int | None = None
+) -> KVCache:
+    """An empty cache (zeros) for `batch` rows of up to `length` tokens, of all layers or of so many."""
+    shape = (layers or config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
 
     def zeros():
         return constrain(jnp.zeros(shape, dtype), *CACHE_AXES)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ssb_jax.config import SsbError
 from ssb_jax.model.attention import Mask, attention, rotary_angles, rotate
-from ssb_jax.model.cache import KVCache, read, write
+from ssb_jax.model.cache import Cache, KVCache, read, write
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import LORA_MODULES, Lora, lora_delta
 from ssb_jax.model.sharding import constrain, shardings
@@ -97,18 +97,20 @@ class Transformer(nnx.Module):
         *,
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | Cache | None = None,
         lora: Lora | None = None,
         dropout_key: Key[Array, ""] | None = None,
         remat: str = "none",
         start: int | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        layers: list | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | Cache | None]:
         """Hidden states after the last norm, and the updated cache.
 
         Without a cache, token t sees tokens up to t, of its own segment if `segment_ids` are given (0 = padding).
         With a cache, each token's keys and values are written at its position (>= 0; those >= S nowhere, which is
         how padding is written) and the token sees cache indices up to its position. Prefill, prefill in pieces and
-        decode are therefore the same call, and rows may be ragged. A cache and segments exclude each other.
+        decode are therefore the same call, and rows may be ragged. A cache and segments exclude each other. The layers
+        are one scan, or one for each part of a cache in equal parts, whose `layers` a loop gives to each call.
 
         `start` says of a cache of length start + T that every token t, unless it is padding, has position start + t:
         attention kernels want to know it when they are compiled.
@@ -122,33 +124,46 @@ class Transformer(nnx.Module):
             raise SsbError(f"remat must be one of {', '.join(REMAT_POLICIES)}; got {remat!r}")
         config = self.config
         B, T = tokens.shape
+        parts = cache if isinstance(cache, tuple) else (cache,)
         if cache is None:
             steps = jnp.arange(T, dtype=jnp.int32)
             mask = Mask(jnp.broadcast_to(steps[None], (B, T)), steps, segment_ids, start=0)
         else:
-            mask = Mask(positions, jnp.arange(cache.length, dtype=jnp.int32), start=start)
+            mask = Mask(positions, jnp.arange(parts[0].length, dtype=jnp.int32), start=start)
         attend = functools.partial(attention, mask=mask, kernel=self.attention)
         angles = rotary_angles(positions, head_dim=config.head_dim, theta=config.rope_theta)
 
         def layer(carry, per_layer):
             x, cache = carry
-            index, weights, adapter = per_layer
+            index, place, weights, adapter = per_layer  # of the layer in the model, and in its part of the cache
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             project = _projector(weights, adapter, lora, key)
             normed = rms_norm(x, weights["input_norm"], config.rms_norm_eps)
-            mixed, cache = _attend(normed, weights, project, config, angles, attend, cache, index, positions)
+            mixed, cache = _attend(normed, weights, project, config, angles, attend, cache, place, positions)
             x = constrain(x + mixed, "batch", "tokens", "width")
             x = x + _feed_forward(rms_norm(x, weights["post_norm"], config.rms_norm_eps), project)
             return (constrain(x, "batch", "tokens", "width"), cache), None
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        x = constrain(self.embed[...][tokens], "batch", "tokens", "width")
+        written = []
+        for part, own in zip(parts, layers or self.layers_in_parts(len(parts), lora), strict=True):
+            (x, part), _ = jax.lax.scan(layer, (x, part), own)
+            written.append(part)
+        return rms_norm(x, self.norm[...], config.rms_norm_eps), tuple(written) if parts is cache else written[0]
+
+    def layers_in_parts(self, count: int, lora: Lora | None) -> list:
+        """What the layers of each of `count` equal parts scan over: (index, place in the part, weights, adapter).
+
+        Taking them out copies them, except where one part is the whole.
+        """
         weights = {name: parameter[...] for name, parameter in self.layers.items()}
         adapter = {} if lora is None else {name: (lora.a[name], lora.b[name]) for name in lora.a}
-        x = constrain(self.embed[...][tokens], "batch", "tokens", "width")
-        indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-        (x, cache), _ = jax.lax.scan(layer, (x, cache), (indices, weights, adapter))
-        return rms_norm(x, self.norm[...], config.rms_norm_eps), cache
+        indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+        size = self.config.num_layers // count
+        everything = (indices, indices % size, weights, adapter)
+        return [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], everything) for i in range(count)]
 
 
 def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*batch D"]:

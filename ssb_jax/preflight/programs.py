@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ssb_jax.model.cache import KVCache, cache_shardings, init_cache
+from ssb_jax.model.cache import Cache, KVCache, cache_shardings, init_cache
 from ssb_jax.model.lora import Lora, init_lora, lora_shardings
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer, model_shardings
@@ -76,9 +76,9 @@ def model_on(job: Job) -> Transformer:
     return placed(model, model_shardings(model, job.mesh))
 
 
-def cache_on(job: Job, rows: int, length: int) -> KVCache:
+def cache_on(job: Job, rows: int, length: int, layers: int | None = None) -> KVCache:
     """A cache as it lies on the mesh."""
-    cache = jax.eval_shape(lambda: init_cache(job.shape, rows, length, job.dtype))
+    cache = jax.eval_shape(lambda: init_cache(job.shape, rows, length, job.dtype, layers=layers))
     return placed(cache, cache_shardings(cache, job.mesh))
 
 
@@ -91,12 +91,21 @@ def adapter_on(job: Job) -> Lora:
 def _generation(job: Job, stage: str, work: Generation) -> Iterator[Program]:
     """The engine's programs: prompts, chunks of decode steps, and making the cache longer."""
     mesh, slots, length = job.mesh, work.slots, work.cache_length
-    model, cache = model_on(job), cache_on(job, slots, length)
+    parts = schedule.cache_parts(job.shape, mesh)
+
+    def slots_of(length: int) -> Cache:
+        return (cache_on(job, slots, length, job.shape.num_layers // parts),) * parts
+
+    model, cache = model_on(job), slots_of(length)
     lora = adapter_on(job) if work.adapter else None
     T = work.prefill_length
     P = workload.prefill_rows(job, work, T)
     staged = cache_on(job, P, T)
-    held = {"weights": chip_bytes(model)} | ({} if lora is None else {"adapter": chip_bytes(lora)})
+    layers = None
+    if parts > 1:
+        layers = jax.eval_shape(lambda model, lora: device.take_layers(model, lora, parts=parts), model, lora)
+        layers = placed(layers, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), layers))
+    held = {"weights": chip_bytes((model, layers))} | ({} if lora is None else {"adapter": chip_bytes(lora)})
 
     tokens, lengths = _whole(job, (P, T), jnp.int32), _whole(job, (P,), jnp.int32)
     yield Program(
@@ -114,21 +123,28 @@ def _generation(job: Job, stage: str, work: Generation) -> Iterator[Program]:
     yield Program(
         stage,
         f"decode, {slots} x {length}",
-        _in_mesh(job, device.decode, model, lora, cache, rows, history, _whole(job, (), jnp.int32), steps=steps),
+        _in_mesh(
+            job, device.decode, model, lora, layers, cache, rows, history, _whole(job, (), jnp.int32), steps=steps
+        ),
         held | {"cache": chip_bytes(cache)},
         {"staged": chip_bytes(staged)},
         estimate.decode_temporaries(job, work),
     )
-    shorter = cache_on(job, slots, schedule.shorter(length))
-    if shorter.length < length:
-        # Values last: the new keys lie beside them, and the staged prompts.
+    shorter = slots_of(schedule.shorter(length))
+    if shorter[0].length < length:
+        # The last array of them: the others are longer already and lie beside it, as do the staged prompts.
+        last, longer = shorter[-1].v, cache[-1].v
         yield Program(
             stage,
-            f"longer cache, {shorter.length} to {length}",
-            _in_mesh(job, device.resize, shorter.v, None, length=length),
-            {"cache": chip_bytes(shorter.v)},
-            {"weights": sum(held.values()), "cache": chip_bytes(cache.k), "staged": chip_bytes(staged)},
-            chip_bytes(cache.v),
+            f"longer cache, {shorter[0].length} to {length}",
+            _in_mesh(job, device.resize, last, None, length=length),
+            {"cache": chip_bytes(last)},
+            {
+                "weights": sum(held.values()),
+                "cache": chip_bytes(cache) - chip_bytes(longer),
+                "staged": chip_bytes(staged),
+            },
+            chip_bytes(longer),
         )
 
 

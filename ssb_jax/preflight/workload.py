@@ -354,6 +354,7 @@ def slots_for(job: Job, *, wanted: int | None, sequences: int, longest: int) -> 
     total = job.topology.chip.memory * len(job.topology.devices)
     on_cpu = schedule.on_cpu(job.mesh)  # there the engine counts one copy, of the whole machine's memory
     weights *= 1 if on_cpu else job.mesh.shape["data"]
+    weights *= 2 if schedule.cache_parts(job.shape, job.mesh) > 1 else 1
     budget = schedule.budget_of(job.shape, free=total - weights, itemsize=job.dtype.itemsize, mesh=job.mesh)
     return schedule.choose_slots(wanted=wanted, sequences=sequences, longest=longest, budget=budget, mesh=job.mesh)[0]
 

@@ -118,18 +118,30 @@
 
   const visible = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "␣") || "∅";
 
+  let tipOf = null;   // the token whose tip is shown
+
   function showTip(span, [text, kl, teacher, student]) {
     const tip = $("tip");
     tip.replaceChildren(element("div", { textContent: `KL ${kl.toFixed(4)} at “${visible(text)}”` }),
       element("div", { className: "columns" }, table("teacher", teacher, text), table("student", student, text)));
     tip.hidden = false;
-    const at = span.getClientRects()[0], size = tip.getBoundingClientRect();
+    tipOf = span;
+    placeTip();
+  }
+
+  function placeTip() {
+    if (!tipOf) return;
+    const tip = $("tip");
+    const at = tipOf.getClientRects()[0], size = tip.getBoundingClientRect();
     const below = at.bottom + 8 + size.height < innerHeight;
     tip.style.left = `${Math.max(8, Math.min(at.left, innerWidth - size.width - 8))}px`;
     tip.style.top = `${below ? at.bottom + 8 : Math.max(8, at.top - size.height - 8)}px`;
   }
 
-  function hideTip() { $("tip").hidden = true; }
+  function hideTip() {
+    $("tip").hidden = true;
+    tipOf = null;
+  }
 
   function walk(by) {
     state.index += by;
@@ -153,7 +165,7 @@
     event.preventDefault();
     walk(by);
   });
-  addEventListener("scroll", hideTip, { passive: true });
+  addEventListener("scroll", placeTip, { passive: true });   // a token that is moved into view keeps its tip
   for (const button of document.querySelectorAll("button[data-id]")) {
     button.addEventListener("click", () => {
       Object.assign(state, { run: Number(button.dataset.run), set: ANY, fate: ANY, verdict: ANY });

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from ssb_jax.model.cache import CACHE_AXES, KVCache, init_cache
+from ssb_jax.model.cache import CACHE_AXES, Cache, KVCache, init_cache
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import constrain
 from ssb_jax.model.transformer import Transformer
@@ -55,10 +55,17 @@ def empty_rows(count: int, stops: int) -> Rows:
     )
 
 
-@jax.jit(static_argnames=("config", "batch", "length", "dtype"))
-def empty_cache(config, *, batch: int, length: int, dtype) -> KVCache:
-    """`init_cache`, laid out on the mesh from the start."""
-    return init_cache(config, batch, length, dtype)
+@jax.jit(static_argnames=("config", "batch", "length", "dtype", "parts"))
+def empty_cache(config, *, batch: int, length: int, dtype, parts: int) -> Cache:
+    """`init_cache` in equal parts, laid out on the mesh from the start."""
+    layers = config.num_layers // parts
+    return tuple(init_cache(config, batch, length, dtype, layers=layers) for _ in range(parts))
+
+
+@jax.jit(static_argnames="parts")
+def take_layers(model: Transformer, lora: Lora | None, *, parts: int) -> list:
+    """A copy of the weights for a cache in parts, so that no step of decoding has to make one."""
+    return model.layers_in_parts(parts, lora)
 
 
 @jax.jit
@@ -85,15 +92,18 @@ def prefill(
 
 
 @jax.jit(donate_argnames="cache")
-def place(cache: KVCache, staged: KVCache, slots: Int[Array, " M"], sources: Int[Array, " M"]) -> KVCache:
+def place(cache: Cache, staged: KVCache, slots: Int[Array, " M"], sources: Int[Array, " M"]) -> Cache:
     """Copies rows `sources` of a prefill into `slots`; a slot beyond the last is dropped. The cache is donated."""
 
-    width = min(cache.length, staged.length)  # beyond the cache is padding alone
-
-    def put(whole, part):
-        return whole.at[:, slots, :, :width].set(part[:, sources, :, :width], mode="drop")
-
-    return _laid_out(KVCache(k=put(cache.k, staged.k), v=put(cache.v, staged.v)))
+    width = min(cache[0].length, staged.length)  # beyond the cache is padding alone
+    placed, first = [], 0
+    for part in cache:
+        layers = slice(first, first + part.k.shape[0])
+        rows = jax.tree.map(lambda x, layers=layers: x[layers, sources, :, :width], staged)
+        put = jax.tree.map(lambda whole, new: whole.at[:, slots, :, :width].set(new, mode="drop"), part, rows)
+        placed.append(put)
+        first = layers.stop
+    return _laid_out(tuple(placed))
 
 
 @jax.jit(static_argnames="length")
@@ -106,7 +116,7 @@ def resize(x: Float[Array, "L B K S H"], rows: Int[Array, " M"] | None, *, lengt
 
 
 @jax.jit(donate_argnames="cache")
-def wipe(cache: KVCache, rows: Bool[Array, " B"]) -> KVCache:
+def wipe(cache: Cache, rows: Bool[Array, " B"]) -> Cache:
     """Zeros in some slots: what a broken sequence left could be NaN, and a masked NaN still is one (0 * NaN)."""
     mask = rows[None, :, None, None, None]
     return _laid_out(jax.tree.map(lambda x: jnp.where(mask, jnp.zeros_like(x), x), cache))
@@ -116,16 +126,18 @@ def wipe(cache: KVCache, rows: Bool[Array, " B"]) -> KVCache:
 def decode(
     model: Transformer,
     lora: Lora | None,
-    cache: KVCache,
+    layers: list | None,
+    cache: Cache,
     rows: Rows,
     history: Int[Array, "B S"] | None,
     leave_after: Int[Array, ""],
     *,
     steps: int,
-) -> tuple[KVCache, Int[Array, "B steps"], Bool[Array, " B"], Int[Array, ""]]:
+) -> tuple[Cache, Int[Array, "B steps"], Bool[Array, " B"], Int[Array, ""]]:
     """Samples up to `steps` tokens in every active row; the cache is donated and updated in place.
 
     Args:
+      layers: of a cache in several parts, what `take_layers` gave.
       history: all tokens so far, filled up with V, where a row has a repetition penalty; else None.
       leave_after: ends the chunk early once this many rows have ended in it.
 
@@ -139,8 +151,8 @@ def decode(
     def step(carry):
         n, token, active, seen, cache, out = carry
         # An idle row is written nowhere: its slot may hold a prompt that waits, or nothing.
-        position = jnp.where(active, rows.position + n, cache.length)
-        hidden, cache = model(token[:, None], positions=position[:, None], cache=cache, lora=lora)
+        position = jnp.where(active, rows.position + n, cache[0].length)
+        hidden, cache = model(token[:, None], positions=position[:, None], cache=cache, lora=lora, layers=layers)
         keys = token_keys(rows.key, rows.count + n)
         token, bad = sample(model.logits(hidden[:, 0]), keys, rows.filters, active=active, seen=seen)
         out = out.at[:, n].set(jnp.where(active, jnp.where(bad, BROKEN, token), NOTHING))
@@ -167,5 +179,5 @@ def _seen(history: Int[Array, "B S"], vocabulary: int) -> Bool[Array, "B V"]:
     return constrain(seen, "batch", "vocab")
 
 
-def _laid_out(cache: KVCache) -> KVCache:
+def _laid_out(cache: KVCache | Cache) -> KVCache | Cache:
     return jax.tree.map(lambda x: constrain(x, *CACHE_AXES), cache)

@@ -88,6 +88,8 @@ class _Engine:
         self.model, self.lora, self.seed, self.settings, self.mesh = model, lora, seed, settings, mesh
         self.total = total  # sequences, where known before
         self.meter = Meter()
+        self.parts = schedule.cache_parts(model.config, mesh)
+        self.layers = None if self.parts == 1 else device.take_layers(model, lora, parts=self.parts)
         self.slots = self._slots(0)
         self.cpu = schedule.on_cpu(mesh)
         self.budget = schedule.cache_budget(model, mesh=mesh)
@@ -129,7 +131,7 @@ class _Engine:
         counts, waiting = self.meter.counts, self.queue.waiting()
         enough = max(1, self.slots.count // 8) if waiting else self.slots.count + 1
         tokens, steps = counts["new_tokens"], counts["slot_steps"]
-        ended = self.slots.decode(self.model, self.lora, chunk=self.settings.chunk, leave_after=enough)
+        ended = self.slots.decode(self.model, self.lora, self.layers, chunk=self.settings.chunk, leave_after=enough)
         if waiting:
             counts.update(queued_tokens=counts["new_tokens"] - tokens, queued_slot_steps=counts["slot_steps"] - steps)
         done = [completion(s.request, s.sample, s.emitted) for s in ended]
@@ -138,7 +140,7 @@ class _Engine:
 
     def release(self) -> None:
         """Lets go of what lies on the devices: the engine's parts refer to each other, and would keep it for long."""
-        self.slots.cache = self.queue.prefix_cache = None
+        self.slots.cache = self.queue.prefix_cache = self.layers = None
         self.queue.staged.clear()
 
     def check_failures(self) -> None:
@@ -158,7 +160,8 @@ class _Engine:
         return self.model.config.max_position_embeddings
 
     def _slots(self, count: int) -> Slots:
-        return Slots(count, config=self.model.config, dtype=self.model.dtype, meter=self.meter)
+        config = self.model.config
+        return Slots(count, config=config, dtype=self.model.dtype, meter=self.meter, parts=self.parts)
 
     def _open(self) -> None:
         """Chooses the number of slots for what waits; none is in use."""

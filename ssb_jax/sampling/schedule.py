@@ -15,7 +15,7 @@ from ssb_jax.model.transformer import Transformer
 
 SHORTEST_CACHE, SHORTEST_PROMPT = 128, 32
 MOST_SLOTS = 256  # on an accelerator; beyond, the cache read dominates a step and more slots gain little
-MOST_SLOTS_CPU = 64
+MOST_SLOTS_CPU = 128
 FEW_SLOTS = 8  # fewer save nothing
 COMPILATION_FLOPS = 3e11  # what two CPU cores compute while a decode program compiles
 PREFILL_TOKENS, PREFILL_TOKENS_CPU = 8192, 1024  # in one prefill: enough rows for the matrix units, little to wait for
@@ -73,6 +73,12 @@ def on_cpu(mesh: jax.sharding.Mesh | None) -> bool:
     return device.platform == "cpu"
 
 
+def cache_parts(config: ModelConfig, mesh: jax.sharding.Mesh | None) -> int:
+    """In how many parts the slots' cache is. On one CPU a part for each layer, as it copies what a scan takes out of an
+    array; elsewhere one, compiled sooner."""
+    return config.num_layers if on_cpu(mesh) and (mesh is None or mesh.size == 1) else 1
+
+
 def cache_budget(model: Transformer, *, mesh: jax.sharding.Mesh | None) -> Budget:
     """Tokens of cache that fit beside the weights.
 
@@ -84,6 +90,7 @@ def cache_budget(model: Transformer, *, mesh: jax.sharding.Mesh | None) -> Budge
     weights = sum(x.nbytes for x in jax.tree.leaves(model))
     if own.platform == "cpu":
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # the other half is for other programs
+        weights *= 2 if cache_parts(model.config, mesh) > 1 else 1  # see `device.take_layers`
     else:
         total = own.memory_stats()["bytes_limit"] * len(devices)
         weights *= 1 if mesh is None else mesh.shape["data"]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssb_jax.model.cache import KVCache
+from ssb_jax.model.cache import Cache, KVCache
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.transformer import Transformer
@@ -42,11 +42,11 @@ class Sampled:
 class Slots:
     """A pool of `count` slots. Its cache grows and shrinks with what the sequences need."""
 
-    def __init__(self, count: int, *, config: ModelConfig, dtype: jnp.dtype, meter: Meter):
-        self.config, self.dtype, self.meter = config, dtype, meter
+    def __init__(self, count: int, *, config: ModelConfig, dtype: jnp.dtype, meter: Meter, parts: int):
+        self.config, self.dtype, self.meter, self.parts = config, dtype, meter, parts
         self.sequences: list[Sampled | None] = [None] * count
         self.rows = device.empty_rows(count, STOP_IDS)
-        self.cache: KVCache | None = None
+        self.cache: Cache | None = None
 
     @property
     def count(self) -> int:
@@ -55,7 +55,7 @@ class Slots:
     @property
     def length(self) -> int:
         """S: tokens of cache a slot has now."""
-        return 0 if self.cache is None else self.cache.length
+        return 0 if self.cache is None else self.cache[0].length
 
     def running(self) -> list[Sampled]:
         return [s for s in self.sequences if s is not None]
@@ -76,15 +76,19 @@ class Slots:
         for cache, pairs in by_cache.values():
             self._copy(cache, pairs)
 
-    def decode(self, model: Transformer, lora: Lora | None, *, chunk: int, leave_after: int) -> list[Sampled]:
+    def decode(
+        self, model: Transformer, lora: Lora | None, layers: list | None, *, chunk: int, leave_after: int
+    ) -> list[Sampled]:
         """Decodes a chunk; returns the sequences that ended, whose slots are free now."""
         rows, history = self.rows, self._history()
         cache, self.cache = self.cache, None
-        what = f"decode of {self.count} slots, {cache.length} tokens" + (", penalised" if history is not None else "")
+        what = f"decode of {self.count} slots, {cache[0].length} tokens" + (
+            ", penalised" if history is not None else ""
+        )
         self.cache, out, active, steps = self.meter.timed(
             "decode",
             what,
-            lambda: device.decode(model, lora, cache, rows, history, np.int32(leave_after), steps=chunk),
+            lambda: device.decode(model, lora, layers, cache, rows, history, np.int32(leave_after), steps=chunk),
         )
         out, active = np.asarray(out), np.asarray(active)
         new = np.sum(out != NOTHING, axis=1)
@@ -97,7 +101,7 @@ class Slots:
         if (out == BROKEN).any():
             cache, self.cache = self.cache, None
             broken = (out == BROKEN).any(axis=1)
-            self.cache = self.meter.timed("copy", f"wipe of {cache.k.shape}", lambda: device.wipe(cache, broken))
+            self.cache = self.meter.timed("copy", f"wipe of {self.count} slots", lambda: device.wipe(cache, broken))
         return self._release(np.flatnonzero(rows.active & ~active))
 
     def compact(self, count: int) -> None:
@@ -138,7 +142,7 @@ class Slots:
         last = rows.position + np.minimum(chunk, rows.limit - rows.count)
         need = bucket(int(last[rows.active].max()), SHORTEST_CACHE)
         if self.cache is None:
-            shape = {"batch": self.count, "length": need, "dtype": self.dtype}
+            shape = {"batch": self.count, "length": need, "dtype": self.dtype, "parts": self.parts}
             self.cache = self.meter.timed(
                 "copy", f"cache of {self.count} x {need}", lambda: device.empty_cache(self.config, **shape)
             )
@@ -146,15 +150,14 @@ class Slots:
             self._resize(None, need)
 
     def _resize(self, places: np.ndarray | None, length: int) -> None:
-        """Keys first, then values, so that only one of them is held twice at a time."""
-        parts = {"k": self.cache.k, "v": self.cache.v}
-        what = f"resize of {parts['k'].shape} to {self.count if places is None else len(places)} x {length}"
+        """One array after the other, so that only one of them is held twice at a time."""
+        what = f"resize of {self.count} x {self.length} to {self.count if places is None else len(places)} x {length}"
+        arrays, shape = jax.tree.flatten(self.cache)
         self.cache = None
-        for name in ("k", "v"):
-            old = parts.pop(name)
-            parts[name] = self.meter.timed("copy", what, lambda x=old: device.resize(x, places, length=length))
-            del old
-        self.cache = KVCache(**parts)
+        for i, x in enumerate(arrays):
+            arrays[i] = self.meter.timed("copy", what, lambda x=x: device.resize(x, places, length=length))
+            del x
+        self.cache = jax.tree.unflatten(shape, arrays)
 
     def _copy(self, staged: KVCache, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies rows of a prefill into slots: `pairs` are (slot, row)."""
@@ -162,7 +165,7 @@ class Slots:
         slots, sources = np.full(size, self.count, np.int32), np.zeros(size, np.int32)
         slots[: len(pairs)], sources[: len(pairs)] = np.array(pairs, np.int32).T
         cache, self.cache = self.cache, None
-        what = f"copy of {size} from {staged.k.shape[1::2]} into {cache.k.shape[1::2]}"
+        what = f"copy of {size} of {staged.length} tokens into {self.count} of {cache[0].length}"
         self.cache = self.meter.timed("copy", what, lambda: device.place(cache, staged, slots, sources))
 
     def _history(self) -> np.ndarray | None:
