@@ -5,9 +5,12 @@ process of a run answers a share of what is missing, on its own devices and into
 neither, so a run may go on with more or fewer processes.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -65,13 +68,46 @@ def answer(
         with (
             appending(folder / f"part-{hosts.index():05d}.jsonl") as append,
             progress(description, total + len(done), done=len(done)) as advance,
+            behind() as later,
         ):
             for completion in _generate_retrying(
                 requests, attempts=attempts, seed=seed, lora=lora, workspace=workspace, log=log
             ):
-                append(_rollout(completion, prompts, workspace))
+                later(lambda completion=completion: append(_rollout(completion, prompts, workspace)))
                 advance(**log.shown())
     return hosts.on_first(lambda: _counts(folder) if prompts else {"rows": 0})
+
+
+@contextlib.contextmanager
+def behind(*, most: int = 1024) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Runs calls in order on another thread, so that devices do not wait for text and disks; all are done at the end.
+
+    `most` calls may wait. After one that raises none is run, and its error is raised by the next that is given, or at
+    the end.
+    """
+    waiting: deque[Future] = deque()
+    errors: list[Exception] = []
+
+    def run(call: Callable[[], None]) -> None:
+        if not errors:
+            try:
+                call()
+            except Exception as error:
+                errors.append(error)
+
+    def check() -> None:
+        if errors:
+            raise errors[0]
+
+    def later(call: Callable[[], None]) -> None:
+        check()
+        while waiting and (waiting[0].done() or len(waiting) >= most):
+            waiting.popleft().result()
+        waiting.append(thread.submit(run, call))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        yield later
+    check()
 
 
 def _counts(folder: Path) -> dict:

@@ -1,0 +1,47 @@
+"""What is done behind the devices' work: order, errors, and nothing lost."""
+
+import threading
+
+import pytest
+
+from ssb_jax.answering import behind
+
+
+def test_calls_run_in_order_on_another_thread_and_all_are_done_at_the_end():
+    seen = []
+    with behind(most=3) as later:
+        for i in range(50):
+            later(lambda i=i: seen.append((i, threading.current_thread() is threading.main_thread())))
+    assert seen == [(i, False) for i in range(50)]
+
+
+def test_no_call_runs_after_one_that_failed():
+    """A row after a half-written one would make the file unreadable."""
+    seen = []
+
+    def call(i):
+        if i == 3:
+            raise OSError("the disk is full")
+        seen.append(i)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        give(call, most=2)
+    assert seen == [0, 1, 2]
+
+
+def test_an_error_elsewhere_keeps_what_was_given():
+    seen = []
+
+    def broken():
+        yield from range(5)
+        raise ValueError("the engine failed")
+
+    with pytest.raises(ValueError, match="the engine failed"):
+        give(seen.append, broken())
+    assert seen == list(range(5))
+
+
+def give(call, items=range(50), **settings):
+    with behind(**settings) as later:
+        for item in items:
+            later(lambda item=item: call(item))
