@@ -1,5 +1,6 @@
 """A run in a bucket: what comes back, in which order things get there, and who may have it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 from remote_stores import BUCKET, Disturbed, emulator, forbidding
 
-from ssb_jax import hosts
+from ssb_jax import doctor, hosts
 from ssb_jax.artifacts import appending, complete, read_jsonl, read_manifest, write_atomically
 from ssb_jax.cli import main
-from ssb_jax.config import Data, SsbError
+from ssb_jax.cli.group import _take
+from ssb_jax.config import Data, SsbError, load_config
 from ssb_jax.model.weights import resolve_model
 from ssb_jax.records import Question
 from ssb_jax.remote import fetched, mirrored, try_out
@@ -79,6 +81,7 @@ def _files(folder):
 
 
 def test_what_a_run_wrote_comes_back_on_another_machine(bucket, machine):
+    bucket.pipe_file(f"{BUCKET}/some/run-2/config.yaml", b"a neighbour's")
     assert not try_out(URL)
     with mirrored(URL) as folder:
         write_atomically(folder / "config.yaml", "seed: 0")
@@ -87,7 +90,8 @@ def test_what_a_run_wrote_comes_back_on_another_machine(bucket, machine):
         write_atomically(folder / "begun.json", "{}")
         write_atomically(folder / "nothing", "")
         first = _files(folder)
-    assert try_out(URL)
+    found = doctor._output(doctor.Patient(load_config(TINY), URL))
+    assert found == (doctor.Status.OK, f"{URL} (continues what is there)")
     machine("second")
     with mirrored(URL) as folder:
         assert _files(folder) == first
@@ -292,6 +296,12 @@ def test_a_bucket_that_is_not_there_or_forbidden_is_one_error(bucket, machine, m
         _connect(environment, monkeypatch)
         monkeypatch.setenv("SSB_PUSH_SECONDS", "30")
         assert "no permission for storage.objects" in _one_error("--out", URL)
+
+
+def test_a_run_of_several_processes_wants_a_folder_that_all_see(monkeypatch):
+    monkeypatch.setattr("ssb_jax.hosts.count", lambda: 2)
+    with pytest.raises(SsbError, match="a run of 2 processes needs a folder that all of them see"):
+        _take(URL, contextlib.ExitStack())
 
 
 def test_questions_and_models_are_read_from_a_bucket(bucket, machine):

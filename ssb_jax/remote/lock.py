@@ -65,7 +65,8 @@ class Lock:
             owner = self._owner()
             if owner is not None and owner.folder != self.card.folder:
                 self._watch(owner)
-            self._store.delete(LOCK)
+            if owner is not None and self._owner() == owner:
+                self._store.delete(LOCK)
         try:
             with repeating(self.beat, self.card.seconds):
                 yield

@@ -26,7 +26,9 @@ class Store:
         with explained(self.url, "listed"):
             self.files.invalidate_cache()
             found = self.files.find(self.root, detail=True)
-        return {path[len(self.root) :].lstrip("/"): str(facts) for path, facts in found.items() if path[-1:] != "/"}
+        below = {path[len(self.root) :]: str(facts) for path, facts in found.items() if path.startswith(self.root)}
+        # Not a neighbour such as run-2, nor the empty objects that stand for folders.
+        return {name[1:]: facts for name, facts in below.items() if name[:1] in ("", "/") and name[-1:] != "/"}
 
     def read(self, name: str) -> bytes | None:
         """An object's bytes; None where there is none."""
