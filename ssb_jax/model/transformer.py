@@ -14,6 +14,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
@@ -156,14 +157,21 @@ class Transformer(nnx.Module):
     def layers_in_parts(self, count: int, lora: Lora | None) -> list:
         """What the layers of each of `count` equal parts scan over: (index, place in the part, weights, adapter).
 
-        Taking them out copies them, except where one part is the whole.
+        Taking them out copies them, except where one part is the whole: a loop wants it done before.
         """
         weights = {name: parameter[...] for name, parameter in self.layers.items()}
         adapter = {} if lora is None else {name: (lora.a[name], lora.b[name]) for name in lora.a}
         indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         size = self.config.num_layers // count
         everything = (indices, indices % size, weights, adapter)
-        return [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], everything) for i in range(count)]
+        if count == 1:
+            return [everything]
+        return [jax.tree.map(lambda x, i=i: _take(x, np.int32(i * size), size), everything) for i in range(count)]
+
+
+@jax.jit(static_argnames="count")
+def _take(x: Array, first: Int[Array, ""], count: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, first, count)
 
 
 def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*batch D"]:

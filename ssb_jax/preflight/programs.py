@@ -103,7 +103,7 @@ def _generation(job: Job, stage: str, work: Generation) -> Iterator[Program]:
     staged = cache_on(job, P, T)
     layers = None
     if parts > 1:
-        layers = jax.eval_shape(lambda model, lora: device.take_layers(model, lora, parts=parts), model, lora)
+        layers = jax.eval_shape(lambda model, lora: model.layers_in_parts(parts, lora), model, lora)
         layers = placed(layers, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), layers))
     held = {"weights": chip_bytes((model, layers))} | ({} if lora is None else {"adapter": chip_bytes(lora)})
 

@@ -62,12 +62,6 @@ def empty_cache(config, *, batch: int, length: int, dtype, parts: int) -> Cache:
     return tuple(init_cache(config, batch, length, dtype, layers=layers) for _ in range(parts))
 
 
-@jax.jit(static_argnames="parts")
-def take_layers(model: Transformer, lora: Lora | None, *, parts: int) -> list:
-    """A copy of the weights for a cache in parts, so that no step of decoding has to make one."""
-    return model.layers_in_parts(parts, lora)
-
-
 @jax.jit
 def prefill(
     model: Transformer,
@@ -91,19 +85,22 @@ def prefill(
     return _laid_out(model(tokens, positions=positions, cache=cache, lora=lora, start=start)[1])
 
 
-@jax.jit(donate_argnames="cache")
 def place(cache: Cache, staged: KVCache, slots: Int[Array, " M"], sources: Int[Array, " M"]) -> Cache:
     """Copies rows `sources` of a prefill into `slots`; a slot beyond the last is dropped. The cache is donated."""
+    count = cache[0].k.shape[0]
+    return tuple(_place(part, staged, np.int32(i * count), slots, sources) for i, part in enumerate(cache))
 
-    width = min(cache[0].length, staged.length)  # beyond the cache is padding alone
-    placed, first = [], 0
-    for part in cache:
-        layers = slice(first, first + part.k.shape[0])
-        rows = jax.tree.map(lambda x, layers=layers: x[layers, sources, :, :width], staged)
-        put = jax.tree.map(lambda whole, new: whole.at[:, slots, :, :width].set(new, mode="drop"), part, rows)
-        placed.append(put)
-        first = layers.stop
-    return _laid_out(tuple(placed))
+
+@jax.jit(donate_argnames="part")
+def _place(part, staged, first, slots, sources):
+    """Into one part of the cache, whose layers begin with the `first`."""
+    width = min(part.length, staged.length)  # beyond the cache is padding alone
+
+    def put(whole, staged):
+        layers = jax.lax.dynamic_slice_in_dim(staged, first, whole.shape[0])
+        return whole.at[:, slots, :, :width].set(layers[:, sources, :, :width], mode="drop")
+
+    return _laid_out(jax.tree.map(put, part, staged))
 
 
 @jax.jit(static_argnames="length")
@@ -137,7 +134,7 @@ def decode(
     """Samples up to `steps` tokens in every active row; the cache is donated and updated in place.
 
     Args:
-      layers: of a cache in several parts, what `take_layers` gave.
+      layers: of a cache in several parts, what `Transformer.layers_in_parts` gave.
       history: all tokens so far, filled up with V, where a row has a repetition penalty; else None.
       leave_after: ends the chunk early once this many rows have ended in it.
 

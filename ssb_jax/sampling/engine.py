@@ -89,7 +89,7 @@ class _Engine:
         self.total = total  # sequences, where known before
         self.meter = Meter()
         self.parts = schedule.cache_parts(model.config, mesh)
-        self.layers = None if self.parts == 1 else device.take_layers(model, lora, parts=self.parts)
+        self.layers = None if self.parts == 1 else model.layers_in_parts(self.parts, lora)
         self.slots = self._slots(0)
         self.cpu = schedule.on_cpu(mesh)
         self.budget = schedule.cache_budget(model, mesh=mesh)

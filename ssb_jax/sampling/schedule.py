@@ -90,7 +90,7 @@ def cache_budget(model: Transformer, *, mesh: jax.sharding.Mesh | None) -> Budge
     weights = sum(x.nbytes for x in jax.tree.leaves(model))
     if own.platform == "cpu":
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # the other half is for other programs
-        weights *= 2 if cache_parts(model.config, mesh) > 1 else 1  # see `device.take_layers`
+        weights *= 2 if cache_parts(model.config, mesh) > 1 else 1  # see `Transformer.layers_in_parts`
     else:
         total = own.memory_stats()["bytes_limit"] * len(devices)
         weights *= 1 if mesh is None else mesh.shape["data"]
