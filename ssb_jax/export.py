@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssb_jax.artifacts import read_manifest, training_folder, write_atomically
 from ssb_jax.config import SsbError, load_config
+from ssb_jax.console import note
 from ssb_jax.model.adapters import load_adapter, save_adapter
 from ssb_jax.model.lora import merge
 from ssb_jax.model.weights import save_model
@@ -19,6 +20,8 @@ from ssb_jax.workspace import Workspace
 
 def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = None) -> None:
     """Writes the adapter of a finished run to `peft`, and the base with the adapter added to `merged`.
+
+    A quantized base is merged as it was before it was quantized.
 
     Raises:
       SsbError: the run has no finished adapter, or an output folder is not empty.
@@ -49,6 +52,10 @@ def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = 
             write_atomically(part / "README.md", card)
     if merged is not None:
         with _appearing(merged) as part:
+            if config.model.quantization != "none":
+                note(f"the adapter learnt on the base in {config.model.quantization}; it is merged into the whole base")
+                whole = config.model.model_copy(update={"quantization": "none"})
+                workspace = Workspace(config.model_copy(update={"model": whole}))
             save_model(merge(workspace.model, lora), part, source_folder=workspace.model_folder)
             card = model_card(run_folder, config=config, trained=trained, base=base, merged=True)
             write_atomically(part / "README.md", card)

@@ -37,6 +37,10 @@ tags: [{{ config.method }}, self-distillation, lora]
 
 {{ "The base model with its LoRA adapter merged in" if merged else "A LoRA adapter" }}, trained from `{{ base }}` \
 by {{ method }}, with no labels beyond final answers.
+{% if config.model.quantization != "none" %}
+In training and evaluation the base's layers were in {{ config.model.quantization }}\
+{{ "; here the adapter is merged into the whole base" if merged }}.
+{% endif %}
 
 ## Results
 

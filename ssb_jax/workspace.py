@@ -104,7 +104,8 @@ class Workspace:
 
     def _load(self, mesh: jax.sharding.Mesh) -> Transformer:
         note(f"loading {self.config.model.path} ({self.dtype.name}, mesh {dict(mesh.shape)})")
-        model = load_model(self.model_folder, mesh=mesh, dtype=self.dtype)
+        quantization = self.config.model.quantization
+        model = load_model(self.model_folder, mesh=mesh, dtype=self.dtype, quantization=quantization)
         model.attention = self.config.model.attention
         have, need = model.config.vocab_size, self.chat.vocabulary_size
         if need > have:
@@ -132,7 +133,7 @@ class Workspace:
             "generation": _folder_digest(self.model_folder, "generation_config.json"),
             "tokenizer": _folder_digest(self.tokenizer_folder, "tokenizer*.json", "*token*.json", "chat_template*"),
             "dtype": self.dtype.name,
-        }
+        } | ({} if self.config.model.quantization == "none" else {"quantization": self.config.model.quantization})
 
     @cached_property
     def prompt_identity(self) -> dict[str, str]:

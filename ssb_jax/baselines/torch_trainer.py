@@ -68,6 +68,8 @@ def run(
     """
     settings = config.distillation
     refuse_unpublished(settings)
+    if config.model.quantization != "none":
+        raise SsbError("the published trainer has the whole base; set model.quantization none")
     if not pairs:
         raise SsbError("distillation: there are no pairs; run `ssb teach` until there are some")
     folder.mkdir(parents=True, exist_ok=True)

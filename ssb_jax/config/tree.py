@@ -42,6 +42,9 @@ class Model(Section):
     """Hub id or folder of the tokenizer, when it is not the model's."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights and the matrix products; `auto` is bfloat16 on accelerators and float32 on CPU."""
+    quantization: Literal["none", "int8"] = "none"
+    """Keep the layers' matrices of the frozen base, which is teacher and student, in 8 bits, through qwix (`pip install
+    'ssb-jax[quantization]'`). `distillation.remat: none` would keep them whole for the backward pass."""
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     """The kernel of prefill and training: splash attention on TPU, cuDNN on GPU, or XLA's own everywhere."""
 

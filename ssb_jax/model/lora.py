@@ -152,10 +152,15 @@ _low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 @jax.jit
 def merge(model: nnx.Module, lora: Lora) -> nnx.Module:
-    """A model of its own whose weights include the adapter: W + (alpha / R) A B, summed in float32."""
+    """A model of its own whose weights include the adapter: W + (alpha / R) A B, summed in float32.
+
+    Raises SsbError for a quantized model: the sum would be rounded again.
+    """
     merged = jax.tree.map(lambda x: x, model)
     for name in lora.a:
-        weight = merged.layers[name][...]
+        weight = merged.layers[name].get_value()
+        if not isinstance(weight, jax.Array):
+            raise SsbError("an adapter cannot be merged into a quantized model; load it with quantization none")
         delta = jnp.einsum("lir,lro->lio", lora.a[name], lora.b[name], preferred_element_type=jnp.float32)
         total = weight.astype(jnp.float32) + lora.scale * delta.reshape(weight.shape)
         merged.layers[name][...] = total.astype(weight.dtype)

@@ -24,6 +24,7 @@ from ssb_jax.model.attention import Mask, attention, rotary_angles, rotate
 from ssb_jax.model.cache import Cache, KVCache, read, write
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import LORA_MODULES, Lora, lora_delta
+from ssb_jax.model.quantization import whole
 from ssb_jax.model.sharding import constrain, shardings
 
 __all__ = ["ModelConfig", "Transformer", "abstract_model", "count_parameters", "model_shardings"]
@@ -159,7 +160,7 @@ class Transformer(nnx.Module):
 
         Taking them out copies them, except where one part is the whole: a loop wants it done before.
         """
-        weights = {name: parameter[...] for name, parameter in self.layers.items()}
+        weights = {name: parameter.get_value() for name, parameter in self.layers.items()}
         adapter = {} if lora is None else {name: (lora.a[name], lora.b[name]) for name in lora.a}
         indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         size = self.config.num_layers // count
@@ -185,7 +186,7 @@ def _projector(weights, adapter, lora, key):
     """A function (module, x (B, T, *in)) -> (B, T, *out): frozen weight, plus the adapter where there is one."""
 
     def project(name: str, x: Array) -> Array:
-        weight = weights[name]
+        weight = whole(weights[name])
         axes_in = x.ndim - 2
         out = jnp.tensordot(x, weight, axes=axes_in)
         if name in adapter:

@@ -29,6 +29,7 @@ from ssb_jax.artifacts import write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.layout import DISK_LAYOUTS, IGNORED
+from ssb_jax.model.quantization import quantize, quantizes
 from ssb_jax.model.sharding import leaf_name
 from ssb_jax.model.transformer import Transformer, abstract_model, check_mesh, model_shardings, parameter_shapes
 
@@ -94,8 +95,11 @@ def load_model(
     mesh: jax.sharding.Mesh | None = None,
     dtype: jnp.dtype = jnp.float32,
     revision: str | None = None,
+    quantization: str = "none",
 ) -> Transformer:
     """Loads a checkpoint (see `resolve_model`), laid out over `mesh` or on the default device, as `dtype`.
+
+    With `quantization` int8 each matrix of the layers is put into 8 bits before the next one is read.
 
     Raises SsbError listing every tensor that is unmapped, missing, duplicate, misshaped or of another dtype.
     """
@@ -108,7 +112,9 @@ def load_model(
         _check_bijection(tensors, duplicates, config, folder)
 
         def load(path, abstract_leaf, sharding):
-            return _load_parameter(leaf_name(path), abstract_leaf, sharding, tensors)
+            name = leaf_name(path)
+            weight = _load_parameter(name, abstract_leaf, sharding, tensors)
+            return quantize(weight, name) if quantizes(name, quantization) else weight
 
         return jax.tree_util.tree_map_with_path(load, abstract, targets)
 

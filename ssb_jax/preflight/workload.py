@@ -159,6 +159,8 @@ def make_job(
     Raises:
       SsbError: the mesh does not fit the slice, or does not divide the model.
     """
+    if config.model.quantization != "none":
+        raise SsbError("preflight plans whole weights only; set model.quantization none for an upper bound")
     dtype = dtype_of(config, topology.devices[0].platform)
     mesh = mesh_for(
         config.mesh,
