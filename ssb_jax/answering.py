@@ -73,6 +73,7 @@ def answer(
             for completion in _generate_retrying(
                 requests, attempts=attempts, seed=seed, lora=lora, workspace=workspace, log=log
             ):
+                hosts.stop_if_asked()
                 later(lambda completion=completion: append(_rollout(completion, prompts, workspace)))
                 advance(**log.shown())
     return hosts.on_first(lambda: _counts(folder) if prompts else {"rows": 0})

@@ -323,7 +323,9 @@ class Harness:
         tally, log = self.tally, Path(f"{folder}.log").read_text()
         expected = {0, -signal.SIGKILL, -signal.SIGTERM, 75} | ({1} if fault == "fsync" else set())
         if status not in expected or "Traceback" in log or (status == 1 and log.count("Error: ") != 1):
-            tally.wrong.append(f"{folder}: {fault}: exit status {status}: {log[-600:]}")
+            first = log.find("Traceback")
+            shown = log[max(0, first - 200) : first + 1500] if first >= 0 else log[-600:]
+            tally.wrong.append(f"{folder}: {fault}: exit status {status}: {shown}")
         if fault == "none" and status != 0:
             raise SystemExit(f"{folder}: a run that nothing befell ended with status {status}: {log}")
         if status != 0:

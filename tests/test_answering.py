@@ -1,9 +1,12 @@
 """What is done behind the devices' work: order, errors, and nothing lost."""
 
+import signal
 import threading
+import weakref
 
 import pytest
 
+from ssb_jax import hosts
 from ssb_jax.answering import behind
 
 
@@ -45,3 +48,25 @@ def give(call, items=range(50), **settings):
     with behind(**settings) as later:
         for item in items:
             later(lambda item=item: call(item))
+
+
+def test_a_stop_that_came_while_garbage_was_collected_is_not_lost(capsys):
+    """What a signal's handler raises inside a weak reference's callback, Python drops."""
+
+    class Garbage:
+        pass
+
+    def collected(_):
+        signal.raise_signal(signal.SIGTERM)
+
+    with hosts.stopping_on_sigterm():
+        garbage = Garbage()
+        watched = weakref.ref(garbage, collected)
+        del garbage
+        assert watched() is None
+        with pytest.raises(SystemExit) as stopped:
+            hosts.stop_if_asked()
+    assert stopped.value.code == hosts.STOPPED
+    assert "Traceback" not in capsys.readouterr().err
+    with hosts.stopping_on_sigterm():
+        hosts.stop_if_asked()  # of the next command nobody asked it

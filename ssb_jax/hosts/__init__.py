@@ -7,7 +7,7 @@ folder. A run of one process goes the same ways, and none of this costs it anyth
 """
 
 from ssb_jax.hosts.group import count, gather, index, is_first, joined, on_first, refuse_many, refuse_unseen, share
-from ssb_jax.hosts.stopping import STOPPED, stopping_between_steps, stopping_on_sigterm
+from ssb_jax.hosts.stopping import STOPPED, stop_if_asked, stopping_between_steps, stopping_on_sigterm
 
 __all__ = [
     "STOPPED",
@@ -20,6 +20,7 @@ __all__ = [
     "refuse_many",
     "refuse_unseen",
     "share",
+    "stop_if_asked",
     "stopping_between_steps",
     "stopping_on_sigterm",
 ]

@@ -6,6 +6,7 @@ step, so there the signal is only noted, and the steps' loop asks.
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -30,6 +31,13 @@ def _stop() -> None:
     raise SystemExit(STOPPED)
 
 
+def stop_if_asked() -> None:
+    """Stops where SIGTERM came and its stop was lost: the interpreter drops what a signal's handler raises while it
+    collects garbage."""
+    if _Notice.came:
+        _stop()
+
+
 @contextlib.contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
     """Within, SIGTERM ends the process with exit status `STOPPED`, at once or at the end of a step."""
@@ -39,10 +47,17 @@ def stopping_on_sigterm() -> Iterator[None]:
         if not _Notice.wait:
             _stop()
 
-    before = signal.signal(signal.SIGTERM, handle)
+    def report(lost):
+        if not isinstance(lost.exc_value, SystemExit):  # of that one `stop_if_asked` knows
+            reporting(lost)
+
+    _Notice.came = False
+    before, reporting = signal.signal(signal.SIGTERM, handle), sys.unraisablehook
+    sys.unraisablehook = report
     try:
         yield
     finally:
+        sys.unraisablehook = reporting
         signal.signal(signal.SIGTERM, before)
 
 

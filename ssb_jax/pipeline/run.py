@@ -95,6 +95,7 @@ def completed(
     Raises:
       SsbError: the folder is another run's; the processes would not make it from the same.
     """
+    hosts.stop_if_asked()
     _refuse_unlike(stage, made_from)
     was_there = hosts.on_first(lambda: _begin(folder, stage, made_from))
     if not was_there:
