@@ -113,8 +113,15 @@ def behind(*, most: int = 1024) -> Iterator[Callable[[Callable[[], None]], None]
 
 def _counts(folder: Path) -> dict:
     """Of all processes together."""
-    engines = [EngineStats(**json.loads(path.read_bytes())) for path in sorted(folder.glob(ENGINES))]
+    engines = [_read_stats(path) for path in sorted(folder.glob(ENGINES))]
     return count_rollouts(_read_parts(folder)) | {"engine": sum(engines, EngineStats()).as_dict()}
+
+
+def _read_stats(path: Path) -> EngineStats:
+    try:
+        return EngineStats(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise SsbError(f"{path} is not readable ({error}); delete it: only the engine's own counts are in it") from None
 
 
 class EngineLog:
@@ -122,7 +129,7 @@ class EngineLog:
 
     def __init__(self, path: Path):
         self.path = path
-        self.earlier = EngineStats(**json.loads(path.read_bytes())) if path.exists() else EngineStats()
+        self.earlier = _read_stats(path) if path.exists() else EngineStats()
         self.now = EngineStats()
         self.saved = time.monotonic()
 
@@ -179,9 +186,10 @@ def _check_lengths(prompts: Mapping[str, Sequence[int]], workspace: Workspace) -
     context = read_config(workspace.model_folder).max_position_embeddings
     long = [key for key, ids in prompts.items() if len(ids) >= context]
     if long:
+        others = f", and so do those of {len(long) - 1} others" if len(long) > 1 else ""
         raise SsbError(
             f"question {long[0]}: its prompt of {len(prompts[long[0]]):,} tokens fills the model's context of "
-            f"{context:,}, and so do those of {len(long) - 1} others; "
+            f"{context:,}{others}; "
             f"find it by its id in questions.jsonl and leave it out or shorten it"
         )
 

@@ -204,8 +204,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         manifest = _adapter(Manifest).validate_json(path.read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
-        raise SsbError(f"{path} is not a readable manifest ({error}); delete {folder} to make it again") from None
+    except pydantic.ValidationError as error:
+        what = error.errors(include_url=False)[0]["msg"]
+        raise SsbError(f"{path} is not a readable manifest ({what}); delete {folder} to make it again") from None
+    except OSError as error:
+        raise SsbError(f"{path} cannot be read: {error.strerror}") from None
     if manifest.seal != manifest.own_digest():
         raise SsbError(f"{path} is not what was written; delete {folder} to make it again")
     for name, facts in manifest.files.items():
@@ -275,6 +278,8 @@ def begin(folder: Path, *, stage: str, made_from: Mapping[str, Any]) -> Manifest
         except ValueError:
             raise SsbError(f"{begun} is not JSON; delete {folder} to make it again") from None
         _refuse_other(folder, stage, earlier, made_from)
+    elif not begun.exists() and _has_content(folder):
+        raise SsbError(f"{folder} holds files, and nothing says with which settings; delete {folder} to make it again")
     else:
         write_atomically(begun, json.dumps(made_from, indent=1))
     return None
@@ -299,8 +304,11 @@ def finish(
 
 
 def _has_content(folder: Path) -> bool:
-    """Whether anything but begun.json is there: what failed before its first row binds nobody to its settings."""
-    return any(path.name != BEGUN and not path.name.startswith(".") for path in folder.iterdir())
+    """Whether there is anything of a stage: what failed before its first row binds nobody to its settings."""
+    if not folder.exists():
+        return False
+    paths = [path for path in folder.iterdir() if path.name != BEGUN and not path.name.startswith(".")]
+    return any(path.is_dir() or path.stat().st_size for path in paths)
 
 
 def _refuse_other(folder: Path, stage: str, earlier: dict, now: dict) -> None:

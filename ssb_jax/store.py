@@ -31,7 +31,7 @@ import numpy as np
 import pydantic
 from flax import nnx
 from jaxtyping import Array, Float, UInt
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -93,7 +93,8 @@ class Entry:
 
 
 _INFO = pydantic.TypeAdapter(StoreInfo)
-_Row = tuple[Annotated[str, Field(pattern=_SHARD)], NonNegativeInt, PositiveInt, str]  # an Entry
+_Start, _Tokens = Annotated[int, Field(ge=0, lt=2**62)], Annotated[int, Field(gt=0, lt=2**62)]  # an index has 64 bits
+_Row = tuple[Annotated[str, Field(pattern=_SHARD)], _Start, _Tokens, str]  # an Entry
 _INDEX = pydantic.TypeAdapter(dict[str, _Row])
 
 

@@ -161,6 +161,16 @@ def test_what_failed_before_its_first_row_binds_nobody_to_its_settings(tmp_path)
     assert (manifest.made_from, was_there) == ({"file": "x"}, False)
 
 
+def test_an_empty_file_binds_nobody_and_files_of_unknown_settings_are_refused(tmp_path):
+    artifacts.begin(tmp_path, stage="rollouts", made_from={"seed": 0})
+    (tmp_path / "part-00000.jsonl").touch()
+    assert artifacts.begin(tmp_path, stage="rollouts", made_from={"seed": 1}) is None
+    (tmp_path / "part-00000.jsonl").write_text("{}\n")
+    (tmp_path / "begun.json").unlink()
+    with pytest.raises(SsbError, match="holds files, and nothing says with which settings; delete"):
+        artifacts.begin(tmp_path, stage="rollouts", made_from={"seed": 1})
+
+
 def test_a_manifest_vouches_for_subfolders_it_is_told_of(tmp_path):
     def make():
         artifacts.write_atomically(tmp_path / "adapter" / "weights", "w")

@@ -52,6 +52,11 @@ def test_overrides_win_over_the_file_and_hyphens_are_underscores(minimal):
     assert (config.lora.rank, config.evaluation.pass_at, config.teaching.max_pairs) == (8, (1, 4), None)
 
 
+@pytest.mark.parametrize("text", ["#### *(.+)", "rows #2.jsonl", "#x", "a#b"])
+def test_in_an_override_a_hash_begins_no_comment(minimal, text):
+    assert load_config(minimal, ["--questions.answer_pattern", text]).questions.answer_pattern == text
+
+
 def test_overrides_reach_into_lists():
     tiny = next(p for p in CONFIGS if p.name == "tiny.yaml")
     config = load_config(tiny, ["--evaluation.sets.1.num_samples", "7", "--evaluation.sets.0.name=first"])

@@ -98,6 +98,7 @@ def opened(config: Path, out: Path | str, overrides: tuple[str, ...], *, stage: 
         run = pipeline.Run(folder, Workspace(settings, stage))
         pipeline.save_config(run, replace=False)
         yield pipeline, run
+        pipeline.save_config(run, replace=True)  # the settings that every stage has accepted
 
 
 def _take(out: Path | str, stack: contextlib.ExitStack) -> Path:

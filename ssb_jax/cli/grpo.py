@@ -13,6 +13,5 @@ def grpo(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     with opened(config, out, (*overrides, "--method", "grpo")) as (pipeline, current):
         pipeline.reinforce(current)
         results = pipeline.evaluate(current)
-        pipeline.save_config(current, replace=True)
         note(mapping(pipeline.survey(current)))
         print_results(results)

@@ -126,6 +126,9 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _value(text: str) -> Any:
+    """A value of the command line, read as YAML; but `#` begins no comment there."""
+    if re.search(r"(^|\s)#", text) and text[0] not in "\"'[{":
+        return text
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
 
 

@@ -83,6 +83,13 @@ def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = No
     return results
 
 
+def load_sets(run: Run) -> None:
+    """Loads the questions of every evaluation set and keeps them, so that one that is missing is known before the
+    work and not after it."""
+    for evaluation_set in run.config.evaluation.sets:
+        _members(run, evaluation_set)
+
+
 def _contestants(run: Run, adapter: Path | None, answers: Path | None) -> list[_Contestant]:
     """The base first, then the run's adapter, then what comes from elsewhere."""
     trained = read_manifest(run.training_folder)

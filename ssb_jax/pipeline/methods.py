@@ -11,7 +11,7 @@ from ssb_jax import hosts
 from ssb_jax.answering import load_rollouts
 from ssb_jax.artifacts import Manifest, read_jsonl, read_manifest, write_jsonl
 from ssb_jax.config import SsbError
-from ssb_jax.pipeline.evaluation import evaluate
+from ssb_jax.pipeline.evaluation import evaluate, load_sets
 from ssb_jax.pipeline.funnel import funnel
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, refuse_other_number_of_pairs, roll_out, verify_block
 from ssb_jax.pipeline.run import Run, blocks, completed, load_questions, prompt_identity, save_config, settings_of
@@ -48,6 +48,7 @@ def run_all(run: Run) -> dict[str, dict]:
     """From questions to the evaluation, whose results it returns; complete stages are skipped."""
     save_config(run, replace=False)
     check_settings(run)
+    load_sets(run)
     train(run)
     results = evaluate(run)
     save_config(run, replace=True)  # not before every stage has accepted them
