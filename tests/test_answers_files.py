@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 
 from ssb_jax.answers import explain, verify_file
+from ssb_jax.cli import main
 from ssb_jax.config import SsbError
 
 ROWS = [
@@ -92,6 +94,29 @@ def test_lone_surrogates_pass_through(tmp_path):
     source.write_text('{"gold": "5", "response": "\\ud800 \\\\boxed{5}"}\n')
     verify_file(source, tmp_path / "out.jsonl", workers=1)
     assert json.loads((tmp_path / "out.jsonl").read_text())["correct"] is True
+
+
+@pytest.mark.parametrize("gold", ["9007199254740993.0", "2.50", "1e-3", "12345678901234567890"])
+def test_a_gold_number_keeps_its_text(tmp_path, gold):
+    source = tmp_path / "in.jsonl"
+    source.write_text(f'{{"id": 0.10, "gold": {gold}, "response": "\\\\boxed{{{gold}}}"}}\n')
+    verify_file(source, tmp_path / "out.jsonl", workers=1)
+    written = (tmp_path / "out.jsonl").read_text()
+    assert written.startswith(f'{{"id": 0.10, "gold": {gold}, "response"')
+    assert json.loads(written)["strict"] is True
+
+
+@pytest.mark.parametrize("arguments", [["nope.jsonl"], ["--out", "x"], ["nope.jsonl", "--out", "x"]])
+def test_explain_takes_no_file(arguments):
+    result = CliRunner().invoke(main, ["verify", *arguments, "--explain", "5", "5"])
+    assert result.exit_code == 2
+    assert "--explain grades one pair" in result.output
+
+
+def test_explain_keeps_the_time_limit():
+    hard = r"\int_0^1 \sin(\cos(x^{x})) e^{x^{x}} dx"
+    result = CliRunner().invoke(main, ["verify", "--explain", hard, "5", "--time-limit", "0.01"])
+    assert "verdict   timeout" in result.output
 
 
 def test_explain_shows_how_both_sides_are_read():

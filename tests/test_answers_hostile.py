@@ -68,7 +68,7 @@ PIECES += [
     "\\pm",
     "\\begin{pmatrix}",
 ]
-PIECES += ["\\\\", "^(", "USD ", "\\in", "\\cup", "=1", "e1"]
+PIECES += ["\\\\", "^(", "USD ", "\\in", "\\cup", "=1", "e1", "√", "½", "²"]
 
 
 @pytest.mark.parametrize("piece", PIECES)

@@ -138,6 +138,66 @@ def test_the_examples_of_the_rule_table_hold():
     assert checked >= 45
 
 
+WORDS_AND_LETTERS = {
+    "equal": "Yes=yes yes=Yes no=No YES=Yes Red=red odd=Odd Bob=bob xy=yx 2xy=y2x abc=cab AB=BA A=a (b)=B x=(x)",
+    "different": "SAS=SSA ABC=CAB won=now net=ten VI=IV R=r N=n x=X I=i e=E a=A C=C' f'=f'' no=yes",
+}
+
+
+@pytest.mark.parametrize("expected", WORDS_AND_LETTERS)
+def test_short_words_are_no_products_and_case_counts_for_symbols(expected):
+    for pair in WORDS_AND_LETTERS[expected].split():
+        gold, answer = pair.split("=")
+        verdict = grade(f"\\boxed{{{answer}}}", gold)
+        assert (verdict.outcome is Outcome.CORRECT) == (expected == "equal"), (pair, verdict)
+
+
+@pytest.mark.parametrize(
+    "answer", ["(A) (B) (C) (D)", "A) B) C) D)", "(A)(B)", "A. B", "(A) maybe (B)", "(A) + (B)", "(A) or (B)", "A, B"]
+)
+def test_a_second_choice_letter_is_incorrect(answer):
+    assert grade(f"\\boxed{{{answer}}}", "A").outcome is Outcome.INCORRECT
+
+
+@pytest.mark.parametrize("answer", ["(A) 5", r"\text{(A) } 5", "(A) A", "A. 5", r"\text{Option A}"])
+def test_one_choice_letter_with_its_value_is_correct(answer):
+    assert grade(f"\\boxed{{{answer}}}", "A").outcome is Outcome.CORRECT
+
+
+CHANGED = r"5 squared|5\text{ cubed}|5\text{ factorial}|5\text{ thirds}|5 tenths|5 hundredths|5 thousandths|5\text{ pi}"
+CHANGED += r"|\text{isn't }5|\text{cannot be }5|\text{twice }5|\text{double }5|\text{a third of }5|\text{root }5"
+CHANGED += r"|\text{square root of }5|\text{opposite of }5|\text{the inverse of }5|\text{above }5|\text{below }5"
+CHANGED += r"|\text{before }5|\text{twenty }5|\text{neg }5|\text{twice 5}|5\text{ tens}"
+
+
+@pytest.mark.parametrize("answer", CHANGED.split("|"))
+def test_words_that_change_a_number_are_not_dropped(answer):
+    assert grade(f"\\boxed{{{answer}}}", "5").outcome is Outcome.INCORRECT
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("5", r"\text{the inverse is }5"),
+        ("5", r"5\text{ third graders}"),
+        ("5", r"5\text{ cm squared}"),
+        (r"5\text{ cm}^2", "5 cm squared"),
+        (r"5\text{ cm}^2", r"5\text{ squared cm}"),
+        (r"5\pi", r"5\text{ pi}"),
+        ("1.5x", r"1\frac{1}{2}x"),
+        (r"1.5\pi", r"1\frac12\pi"),
+        (r"2.5\sqrt3", r"2\frac12\sqrt3"),
+        ("x^2/2", r"x^2\frac{1}{2}"),
+    ],
+)
+def test_words_that_name_a_unit_and_mixed_numbers_before_a_factor(gold, answer):
+    assert grade(f"\\boxed{{{answer}}}", gold).outcome is Outcome.CORRECT
+
+
+def test_a_mixed_number_before_a_factor_is_no_product():
+    assert grade(r"\boxed{1\frac{1}{2}x}", "0.5x").outcome is Outcome.INCORRECT
+
+
 @pytest.mark.parametrize(
     "text",
     ["1" * 1300, "1" * 801, "2^{99999}", "2^(12345)", "1e99999", "99999!", "(" * 25, "x+" * 201, "4\x002", "4\u200b2"],

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ssb_jax.answers import symbolic
+from ssb_jax.answers.choices import choice, same_letter
 from ssb_jax.answers.exact import exact_number
 from ssb_jax.answers.latex import key, tidy
 from ssb_jax.answers.quantities import Quantity, split_pair, units_ratio
@@ -17,13 +18,7 @@ from ssb_jax.answers.relations import INEQUALITIES, Region, name_and_values, reg
 from ssb_jax.answers.structure import Atom, Matrix, Relation, Seq, Union, Value, Words, parse, words
 
 _MAX_UNORDERED = 64
-_CHOICE = re.compile(
-    r"^(?:\\text\{)?\s*(?:option|choice|answer)?:?\s*(\()?\s*([A-Za-z])\s*(?(1)\)|[).:]?)\s*\}?[.:]?$", re.I
-)
-_CHOICE_THEN = re.compile(
-    r"^(?:\\text\{)?\s*(?:option|choice|answer)?:?\s*(?:\(\s*([A-J])\s*\)|([A-J])[).])\s*:?\s*\}?[.:]?\s*(\S.*)$"
-)
-_ANOTHER = re.compile(r"^(?:[,;&/]|(?:\\text\{\s*)?(?:or|and)\b)|[,;&/]\s*\([A-J]\)")  # (B) or (C)
+_ORDERED = re.compile(r"[A-Z]{3}|[IVXLCDM]{2}")  # SAS, VI: no products; AB is the segment BA
 _TIGHT_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9]|,[0-9])")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")  # 3 to 5, a ratio
 _DECIMAL_COMMA = re.compile(r"^(-?[0-9]+),([0-9]{1,2}|[0-9]{4,})(?![0-9,])")
@@ -77,27 +72,17 @@ def readings(gold: str, answer: str) -> list[tuple[str, str]]:
 
 def compare_choices(gold: str, answer: str) -> Match | None:
     """Multiple choice: the letter decides where both have one; `(C) 42` is the choice C and the value 42."""
-    gold_letter, gold_rest = _choice(gold)
-    letter, rest = _choice(answer)
+    gold_letter, gold_rest = choice(gold)
+    letter, rest = choice(answer)
     if gold_letter and letter:
-        equal = gold_letter == letter
-        if equal or gold_rest or rest or gold_letter <= "J":
+        equal = same_letter(gold_letter, letter, is_symbol=gold == gold_letter.lower())
+        if equal or gold_rest or rest or gold_letter.upper() <= "J":
             return Match(equal, f"choice {letter}" if equal else f"choice {letter}, not {gold_letter}")
     if gold_letter and gold_rest and not letter:
         return compare(gold_rest, answer)
     if letter and rest and not gold_letter:
         return compare(gold, rest)
     return None
-
-
-def _choice(text: str) -> tuple[str, str]:
-    if match := _CHOICE.match(text):
-        return match.group(2).upper(), ""
-    if (match := _CHOICE_THEN.match(text)) and not _ANOTHER.search(match.group(3)):
-        return match.group(1) or match.group(2), match.group(3).removesuffix("}") if "\\text{" in text[
-            :8
-        ] else match.group(3)
-    return "", ""
 
 
 def _without_thousands(text: str) -> str:
@@ -117,6 +102,8 @@ def _same(gold: Value, answer: Value) -> Match:
         return _same_matrices(gold, answer)
     if isinstance(gold, Seq) or isinstance(answer, Seq):
         return _same_sequences(gold, answer)
+    if _ORDERED.fullmatch(gold.text) and _ORDERED.fullmatch(answer.text):
+        return Match(gold.text == answer.text, "letters in order")
     return same_quantities(*split_pair(gold.text, answer.text))
 
 

@@ -18,6 +18,16 @@ from ssb_jax.config import SsbError
 from ssb_jax.records import Outcome
 
 
+class WrittenNumber(float):
+    """A JSON number that keeps its text: the digits of a gold answer count, also those that a float cannot hold."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def verify_file(
     in_path: str | Path, out_path: str | Path, *, workers: int | None = None, time_limit: float = TIME_LIMIT
 ) -> dict[str, Any]:
@@ -47,13 +57,23 @@ def verify_file(
             verdict = _verdict(grade, str(rows[i]["gold"]))
             counts[grade.outcome] += 1
             strict += verdict["strict"]
-            lines.append(json.dumps({**rows[i], **verdict}, ensure_ascii=False) + "\n")
+            lines.append(_line({**rows[i], **verdict}))
     try:
         # a lone surrogate, which UTF-8 cannot hold, becomes its JSON escape
         write_atomically(out_path, "".join(lines).encode(errors="backslashreplace"))
     except OSError as error:
         raise SsbError(f"{out_path} cannot be written: {error.strerror}; choose another --out") from None
     return {"rows": len(rows), "strict": strict, **counts}
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as JSON, its own numbers as they were written."""
+    pairs = (
+        f"{json.dumps(key, ensure_ascii=False)}: "
+        + (value.text if isinstance(value, WrittenNumber) else json.dumps(value, ensure_ascii=False))
+        for key, value in row.items()
+    )
+    return "{" + ", ".join(pairs) + "}\n"
 
 
 def _verdict(grade: Grade, gold: str) -> dict[str, Any]:
@@ -78,7 +98,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_float=WrittenNumber)
     except (ValueError, RecursionError) as error:
         raise SsbError(f"{where}: expected a JSON object, but {error}") from None
     if not isinstance(row, dict):

@@ -86,6 +86,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (rf"\\(?:operatorname|mathrm|text|textrm)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
         (rf"\\(?:{_FONTS})\s*\{{", r"\\text{"),
         (r"\\text\{\s*\}", " "),
+        (r"\\text\{\s*pi\s*\}", r"\\pi "),
         (r"\\underline\s*\{([^{}]*)\}", r"\1"),
         (r"\\over(?:line|leftrightarrow)\s*\{\s*([A-Z]{2})\s*\}", r"\1"),
         (r"\\log\s*_\s*(?:e(?![a-zA-Z])|\{\s*e\s*\})", r"\\ln "),

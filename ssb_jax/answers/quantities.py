@@ -82,38 +82,28 @@ _CURRENCY = re.compile(
 _PREFIX = re.compile(r"\\text\{([^{}0-9]*)\}\s*:?\s*(?=[-+$€£.0-9]|\\(?:frac|sqrt|pi))")
 _PROSE = re.compile(r"([A-Za-z][A-Za-z ,.':]*[ :])(?=[-+$€£.]*[0-9])")
 _NO_PREFIX = {
-    "not",
-    "no",
-    "never",
-    "than",
-    "least",
-    "most",
-    "except",
-    "between",
-    "or",
-    "over",
-    "under",
-    "base",
-    "minus",
-}
-_NO_PREFIX |= {
-    "negative",
-    "without",
-    "log",
-    "ln",
-    "sin",
-    "cos",
-    "tan",
-    "lcm",
-    "gcd",
-    "min",
-    "max",
-    "mod",
-    "vol",
-    "half",
-}
+    "not", "no", "never", "than", "least", "most", "except", "between", "or", "over", "under", "base", "minus",
+    "negative", "without", "log", "ln", "sin", "cos", "tan", "lcm", "gcd", "min", "max", "mod", "vol", "half",
+    "cannot", "neither", "nor", "neg",
+}  # fmt: skip
+# Words that change the number after them, unless a verb is between: `the inverse is 5`
+_OPERATIONS = {
+    "twice", "thrice", "double", "triple", "quadruple", "third", "thirds", "quarter", "fourth", "fifth", "sixth",
+    "seventh", "eighth", "ninth", "tenth", "hundredth", "square", "squared", "cube", "cubed", "root", "opposite",
+    "inverse", "reciprocal", "factorial", "above", "below", "before", "beyond", "plus", "times", "modulo", "twenty",
+    "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "million", "billion",
+}  # fmt: skip
+_VERBS = {
+    "is", "are", "was", "were", "be", "equals", "equal", "has", "have", "had", "gives", "get", "gets", "got",
+    "becomes",
+}  # fmt: skip
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
-_NO_UNIT = {"base", "or", "and", "not", "if", "unless"}
+_NO_UNIT = {"base", "or", "and", "not", "if", "unless", "factorial"}
+_PARTS = {
+    "half", "halve", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "hundredth",
+    "thousandth", "millionth", "billionth",
+}  # fmt: skip
+_POWERS = {"squared", "cubed"}  # of the number, where no unit stands before or after
 _WHOLE_TEXT = re.compile(r"\\text\{([^{}]*[0-9][^{}]*)\}")
 _PERCENT_WORDS = {"percent", "percentage", "pct"}
 _SIGNS = "€£$¢₹¥"
@@ -155,8 +145,9 @@ def _drop_prose(pattern: re.Pattern[str], text: str) -> str:
     match = pattern.match(text)
     if match is None or not re.search(r"[a-zA-Z]{2}", match.group(1)):
         return text
-    said = set(re.findall(r"[a-z]+", match.group(1).lower()))
-    return text if said & _NO_PREFIX else text[match.end() :]
+    said = re.findall(r"[a-z]+", match.group(1).lower().replace("n't", " not "))
+    changed = not _NO_PREFIX.isdisjoint(said) or (said[-1] not in _VERBS and not _OPERATIONS.isdisjoint(said))
+    return text if changed else text[match.end() :]
 
 
 def _peel_currency(value: str) -> tuple[str, str, str]:
@@ -177,10 +168,12 @@ def _peel_units(value: str, *, letters: bool) -> tuple[str, str]:
             found = f"{match.group(1)}/{match.group(2)}"
         elif match := _SLASH_UNIT.search(value):
             found = f"{match.group(1)}/{match.group(2)}" + (f"^{match.group(3)}" if match.group(3) else "")
-        elif (match := _TEXT_UNIT.search(value)) and _may_be_unit(value[: match.start()], match.group(1)):
+        elif (match := _TEXT_UNIT.search(value)) and _may_be_unit(value[: match.start()], match.group(1), words):
             found = match.group(1).strip() + (f"^{match.group(2)}" if match.group(2) else "")
-        elif (match := _BARE_UNIT.search(value)) and _is_bare_unit(
-            match.group(2), spaced=bool(match.group(1)), letters=letters
+        elif (
+            (match := _BARE_UNIT.search(value))
+            and _is_bare_unit(match.group(2), spaced=bool(match.group(1)), letters=letters)
+            and not _changes_number(value[: match.start()], match.group(2), words)
         ):
             found = match.group(1).strip() + match.group(2) + (f"^{match.group(3)}" if match.group(3) else "")
         else:
@@ -189,10 +182,21 @@ def _peel_units(value: str, *, letters: bool) -> tuple[str, str]:
         value = value[: match.start()]
 
 
-def _may_be_unit(before: str, words: str) -> bool:
+def _may_be_unit(before: str, words: str, after: str) -> bool:
     if not before.strip() or before.rstrip()[-1] in "^_{(+-*/=<>,|":
         return False
-    return _NO_UNIT.isdisjoint(re.findall(r"[a-z]+", words.lower()))
+    return _NO_UNIT.isdisjoint(re.findall(r"[a-z]+", words.lower())) and not _changes_number(before, words, after)
+
+
+def _changes_number(before: str, words: str, after: str) -> bool:
+    r"""Whether words right behind a number change it: `5 squared` and `5 tenths`, not `5 cm squared`."""
+    said = re.findall(r"[a-z]+", words.lower())
+    if not said or before.rstrip()[-1:].isalpha() or re.search(r"\\text\{[^{}]*\}$", before.rstrip()):
+        return False
+    alone = len(said) == 1 and not after
+    first = said[0].removesuffix("s")
+    part = first in _PARTS and (alone or said[0] != first)
+    return part or (alone and said[0] in _POWERS | {"factorial", "pi", "tens"})
 
 
 def _is_bare_unit(word: str, *, spaced: bool, letters: bool) -> bool:

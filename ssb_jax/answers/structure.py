@@ -70,6 +70,10 @@ _OUTWARD = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")  # ]1, 2[ i
 _COLUMNS = re.compile(r"^\s*\{[lcr| ]*\}")
 _SET_BUILDER = re.compile(r"^\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\||:|\\colon)\s*(.+)$")
 _ARTICLE = re.compile(r"^(?:the|an|a)\s+(?=[a-z])")
+_SHORT_WORDS = {
+    "yes", "no", "odd", "red", "one", "two", "six", "ten", "won", "now", "net",
+}  # fmt: skip
+_NAME = re.compile(r"[A-Z][a-z]?[aeiouy][a-z]?")
 _MAX_DEPTH = 8
 
 
@@ -107,8 +111,11 @@ def parse(text: str, depth: int = 0) -> Value:
 def words(text: str) -> str | None:
     r"""The letters of prose, lower case and without article; None when the text is mathematics.
 
-    Prose is anything in `\text{}`, and bare letters from four on (`east`): `xyz` may be a product.
+    Prose is anything in `\text{}`, and bare letters from four on (`east`): `xyz` may be a product. Shorter bare text is
+    prose when it is a common answer (`yes`) or looks like a name (`Bob`).
     """
+    if text.lower() in _SHORT_WORDS or (len(text) == 3 and _NAME.fullmatch(text)):
+        return text.lower()
     bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     if not re.fullmatch(r"[\sA-Za-zÀ-ÿ.,'()/&!?:\"-]*", bare) or not re.search(r"[A-Za-z]{2}", bare):
         return None

@@ -27,6 +27,8 @@ _POINT_DIGITS = 40
 _POINT_NEARLY = sympy.Float("1e-25", _POINT_DIGITS)
 _CONFIG = ConversionConfig(lowercase_symbols=False)
 _IMAGINARY = ("i", "math{i}")
+_MIXED = re.compile(r"(?<![0-9A-Za-z.^_}])([0-9]+)\s*(\\frac\{\s*[0-9]+\s*\}\{\s*[0-9]+\s*\})")  # 1\frac{1}{2}x
+_PRIMED = re.compile(r"(?<![a-zA-Z\\])([a-zA-Z])('+)")  # C' is not C
 _CLOCK = re.compile(r"[0-9]{1,2}:[0-9]{2}")
 _UNDEFINED = (sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
 
@@ -169,6 +171,8 @@ def _for_parser(text: str) -> str:
     text = re.sub(r"(?<=[0-9]),(?=[0-9]{3})", "", text)
     text = re.sub(r"(?<=[0-9]) (?=[0-9]{3}(?![0-9]))", "", text)
     text = re.sub(r"(?<![0-9])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)", r"\1\\frac{\2}{\3}", text)
+    text = _MIXED.sub(r"(\1+\2)", text)
+    text = _PRIMED.sub(lambda match: f"{match[1]}_{{prime{len(match[2])}}}", text)
     text = re.sub(r"(?<=[0-9.])[eE]([-+]?[0-9]+)(?![0-9a-zA-Z])", r" \\cdot 10^{\1}", text)
     text = re.sub(r"\)\s*\(", r")\\cdot (", text)
     text = re.sub(r"(?<![_^0-9.])([0-9.]+)\s*\(", r"\1\\cdot (", text)

@@ -24,7 +24,9 @@ def verify(source: Path | None, out: Path | None, explain: tuple[str, str] | Non
     from ssb_jax import answers
 
     if explain is not None:
-        click.echo(answers.explain(*explain))
+        if source is not None or out is not None:
+            raise click.UsageError("--explain grades one pair; give either it or IN.jsonl and --out")
+        click.echo(answers.explain(*explain, time_limit=time_limit))
         return
     if source is None or out is None:
         raise click.UsageError("expected IN.jsonl and --out OUT.jsonl, or --explain RESPONSE GOLD")
