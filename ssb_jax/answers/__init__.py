@@ -22,12 +22,12 @@ Pairs are written gold answer first.
 | leading zeros | dropped | `025` `25` | |
 | thousands | `,` `{,}` `,\!` and thin spaces between groups of three | `1,234` `1234` | `1,23` `123` |
 | decimal comma | read when the gold answer has no comma | `0.5` `0,5` | |
-| mixed numbers | a whole number before a fraction adds | `1\frac45` `\frac95`, `1\frac12x` `1.5x` | `1\frac45` `\frac45` |
+| mixed numbers | the fraction is added | `1\frac45` `\frac95`, `1\frac12x` `1.5x` | `1\frac45` `\frac45` |
 | scientific | `a \times 10^n` and `aEn` | `6.7 \times 10^{-5}` `.000067` | |
 | percent | `p\%` is `p/100`, and `p` (not when the gold number is below 1) | `50\%` `50` `\frac12` | `0.5` `0.5\%` |
 | currency, units | dropped against none, converted inside a dimension | `18` `\$18`, `1 m` `100 cm` | `5 cm` `5 kg` |
 | letters after a number | units only after a space, against a number | `5` `5 m` | `5` `5m` |
-| other words around a number | dropped, unless they change it | `18` `18 \text{ eggs}` | `18` `\text{not } 18`, `5` `5 \text{ squared}` |
+| other words | dropped, unless they change the number | `18` `18 \text{ eggs}` | `5` `5 \text{ squared}` |
 | scale words | multiply | `3 \text{ million}` `3000000` | `3 \text{ million}` `3` |
 | degrees | `^\circ` is a unit, or pi/180 | `90^\circ` `90`, `60^\circ` `\frac{\pi}{3}` | `60^\circ` `\frac{\pi}{4}` |
 | times, ratios | as they stand | `2:45` `2{:}45`, `3:5` `3 \text{ to } 5` | `6:30 pm` `6:30 am` |
