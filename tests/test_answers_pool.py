@@ -70,10 +70,11 @@ def test_a_grader_killed_from_outside_is_replaced_and_its_answer_graded_again(po
     def items():
         for i in range(20):
             if i >= 5 and not killed:
-                pid = pool._slots[0].pid
-                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself: then the next one
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
+                for pid in [slot.pid for slot in pool._slots if slot.pid is not None]:
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself: then the next one
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+                        break
             yield i, *ALGEBRA, False
 
     assert [grade.outcome for _, grade in pool.grade_many(items())] == [Outcome.CORRECT] * 20

@@ -58,8 +58,7 @@ def run_folder(folder, *, finished=True):
     stage(folder, "pairs", "pairs.jsonl", [PAIR], pairs=1)
     stage(folder, "targets", "targets", [])
     steps = [{"step": i, "loss": 1 / i, "grad_norm": 0.5, "reply_length": 40.0 + i, "kl": 0.1} for i in range(1, 30)]
-    write_atomically(folder / "distillation/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in steps))
-    stage(folder, "distillation", "adapter.jsonl", [], seconds=1.0)
+    stage(folder, "distillation", "metrics.jsonl", steps, seconds=1.0)
     graded = {"outcome": "correct", "extracted": "7", "reason": HOSTILE, "text": HOSTILE, "tokens": 3, "strict": True}
     rows = [
         {"id": "t0", "question": HOSTILE, "answer": HOSTILE, "level": "5"}

@@ -3,9 +3,11 @@
 The solutions lie where an interrupted stage would have left them, so that nothing is sampled.
 """
 
+import pytest
+
 from ssb_jax.artifacts import complete, read_jsonl, read_manifest, write_jsonl
 from ssb_jax.config import config_from_dict
-from ssb_jax.pipeline import Run, funnel, load_pairs, teach
+from ssb_jax.pipeline import Run, funnel, load_pairs, pairs, teach
 from ssb_jax.records import DropReason, Hint, Lesson, Rollout, StopReason
 from ssb_jax.report import page
 from ssb_jax.workspace import Workspace
@@ -21,7 +23,7 @@ SOLUTIONS = {  # question -> what its two attempts said, and how they ended
 }
 
 
-def taught(folder, truncated):
+def taught(folder, truncated, monkeypatch):
     """A run that has rolled out and been answered, taught."""
     questions = [{"id": key, "question": f"What is 3 + 4 ({key})?", "answer": "7"} for key in SOLUTIONS]
     write_jsonl(folder / "questions.jsonl", questions)
@@ -45,13 +47,21 @@ def taught(folder, truncated):
         for key, attempts in SOLUTIONS.items()
         for sample, (text, stop) in enumerate(attempts)
     ]
-    write_jsonl(run.block_folder(0, "teaching") / "part-00000.jsonl", rows)
+
+    def interrupted(*arguments, **settings):
+        write_jsonl(run.block_folder(0, "teaching") / "part-00000.jsonl", rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pairs.teaching, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            teach(run)
     assert teach(run)
     return run, {x.question_id: x for x in read_jsonl(run.block_folder(0, "teaching") / "lessons.jsonl", Lesson)}
 
 
-def test_kept_as_published(tmp_path):
-    run, lessons = taught(tmp_path, "keep")
+def test_kept_as_published(tmp_path, monkeypatch):
+    run, lessons = taught(tmp_path, "keep", monkeypatch)
     assert {key: x.dropped for key, x in lessons.items() if x.dropped} == {"wrong": DropReason.TEACHER_NOT_CORRECT}
     assert {p.question_id: p.teacher_stop for p in load_pairs(run)} == {
         "whole": True,
@@ -64,8 +74,8 @@ def test_kept_as_published(tmp_path):
     assert "truncated" not in read_manifest(run.block_folder(0, "teaching")).made_from
 
 
-def test_dropped_and_counted(tmp_path):
-    run, lessons = taught(tmp_path, "drop")
+def test_dropped_and_counted(tmp_path, monkeypatch):
+    run, lessons = taught(tmp_path, "drop", monkeypatch)
     assert {key: x.dropped for key, x in lessons.items() if x.dropped} == {
         "cut": DropReason.TEACHER_TRUNCATED,
         "no box, then cut": DropReason.TEACHER_TRUNCATED,
