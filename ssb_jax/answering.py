@@ -8,11 +8,11 @@ neither, so a run may go on with more or fewer processes.
 import contextlib
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import BoundedSemaphore
 
 from ssb_jax import hosts
 from ssb_jax.answers import Grade, GraderPool, strict_equal
@@ -86,15 +86,16 @@ def behind(*, most: int = 1024) -> Iterator[Callable[[Callable[[], None]], None]
     `most` calls may wait. After one that raises none is run, and its error is raised by the next that is given, or at
     the end.
     """
-    waiting: deque[Future] = deque()
-    errors: list[Exception] = []
+    room, errors = BoundedSemaphore(most), []
 
     def run(call: Callable[[], None]) -> None:
-        if not errors:
-            try:
+        try:
+            if not errors:
                 call()
-            except Exception as error:
-                errors.append(error)
+        except BaseException as error:  # raised where the caller sees it
+            errors.append(error)
+        finally:
+            room.release()
 
     def check() -> None:
         if errors:
@@ -102,13 +103,14 @@ def behind(*, most: int = 1024) -> Iterator[Callable[[Callable[[], None]], None]
 
     def later(call: Callable[[], None]) -> None:
         check()
-        while waiting and (waiting[0].done() or len(waiting) >= most):
-            waiting.popleft().result()
-        waiting.append(thread.submit(run, call))
+        room.acquire()
+        thread.submit(run, call)
 
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        yield later
-    check()
+    try:
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            yield later
+    finally:
+        check()  # also where the caller failed or was stopped: its rows may not be on the disk
 
 
 def _counts(folder: Path) -> dict:

@@ -272,16 +272,16 @@ def begin(folder: Path, *, stage: str, made_from: Mapping[str, Any]) -> Manifest
         _refuse_other(folder, stage, manifest.made_from, made_from)
         return manifest
     begun = folder / BEGUN
-    if begun.exists() and _has_content(folder):
-        try:
-            earlier = json.loads(begun.read_bytes())
-        except ValueError:
-            raise SsbError(f"{begun} is not JSON; delete {folder} to make it again") from None
-        _refuse_other(folder, stage, earlier, made_from)
-    elif not begun.exists() and _has_content(folder):
-        raise SsbError(f"{folder} holds files, and nothing says with which settings; delete {folder} to make it again")
-    else:
+    if not _has_content(folder):
         write_atomically(begun, json.dumps(made_from, indent=1))
+        return None
+    if not begun.exists():
+        raise SsbError(f"{folder} holds files, and nothing says with which settings; delete {folder} to make it again")
+    try:
+        earlier = json.loads(begun.read_bytes())
+    except ValueError:
+        raise SsbError(f"{begun} is not JSON; delete {folder} to make it again") from None
+    _refuse_other(folder, stage, earlier, made_from)
     return None
 
 

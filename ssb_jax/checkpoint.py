@@ -2,7 +2,8 @@
 
 A checkpoint becomes visible in one rename, so a kill leaves the ones before it. Each is sealed with the digests of its
 files in `digests/`; one that has changed since (a disk that lied, a file cut off) is reported, deleted and passed over
-for the one before it. Where there are several processes all call these functions alike, and process 0 seals and judges.
+for the one before it. One that is as it was written and cannot be read all the same is an error, and stays. Where there
+are several processes all call these functions alike, and process 0 seals and judges.
 Knows no training loop.
 """
 
@@ -60,7 +61,7 @@ def restore(manager: ocp.CheckpointManager, *, like: Any) -> tuple[Any, dict[str
       like: a tree of arrays with the wanted shapes, dtypes and shardings.
 
     Raises:
-      SsbError: there are checkpoints and none can be read.
+      SsbError: there are checkpoints and none can be read; or the newest is as it was written and cannot be read.
     """
     steps = hosts.on_first(lambda: sorted(manager.all_steps(), reverse=True))
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
@@ -71,6 +72,11 @@ def restore(manager: ocp.CheckpointManager, *, like: Any) -> tuple[Any, dict[str
         if reason is None:
             restored, reason = _read(manager, step, items)
             reason = next(filter(None, hosts.gather(reason)), None)
+            if reason is not None and hosts.on_first(_digests(manager, step).exists):
+                raise SsbError(
+                    f"the checkpoint of step {step} in {manager.directory} is as it was written, and cannot be read: "
+                    f"{reason}; it is kept: see to disk, memory and versions, and run the same command again"
+                )
         if reason is None:
             for later in unreadable:
                 _forget(manager, later)

@@ -30,8 +30,9 @@ def run_rounds(config: Config, folder: Path) -> list[dict[str, dict]]:
 
 
 def _run_round(config: Config, place: Path) -> dict[str, dict]:
-    with owning(place):
-        return pipeline.run_all(pipeline.Run(place, Workspace(config)))
+    run = pipeline.Run(place, Workspace(config))
+    with owning(place), pipeline.keeping_config(run):
+        return pipeline.run_all(run)
 
 
 def _merged(place: Path) -> Path:

@@ -91,8 +91,9 @@ def run_study(config: Config, folder: Path) -> list[Path]:
 
 def _run_cell(cell: Cell, folder: Path) -> None:
     place = folder / "cells" / cell.name
-    with owning(place), sharing(folder / "shared"):
-        pipeline.run_all(pipeline.Run(place, Workspace(cell.config)))
+    run = pipeline.Run(place, Workspace(cell.config))
+    with owning(place), pipeline.keeping_config(run), sharing(folder / "shared"):
+        pipeline.run_all(run)
 
 
 def _finished(folder: Path) -> dict[str, str]:

@@ -44,6 +44,20 @@ def test_an_error_elsewhere_keeps_what_was_given():
     assert seen == list(range(5))
 
 
+def test_a_failed_call_is_told_although_the_caller_was_stopped():
+    """Exit status 75 would say that all is well."""
+
+    def call(_):
+        raise OSError("the disk is full")
+
+    def stopped():
+        yield 0
+        raise SystemExit(hosts.STOPPED)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        give(call, stopped())
+
+
 def give(call, items=range(50), **settings):
     with behind(**settings) as later:
         for item in items:

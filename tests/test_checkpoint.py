@@ -69,6 +69,16 @@ def test_a_damaged_checkpoint_is_passed_over_said_and_replaced(tmp_path, capsys)
     assert_is_step(read(tmp_path), 6)
 
 
+def test_a_whole_checkpoint_that_cannot_be_read_is_kept(tmp_path):
+    """No older one takes its place: the files are as they were written, so something else is wrong."""
+    saved(tmp_path, (3, 6))
+    with checkpoints(tmp_path, keep=2) as manager:
+        other = make_state(0) | {"more": jnp.zeros(3)}
+        with pytest.raises(SsbError, match=r"checkpoint of step 6 .* is as it was written, and cannot be read"):
+            restore(manager, like=other)
+    assert_is_step(read(tmp_path), 6)
+
+
 def test_what_a_kill_leaves_is_passed_over(tmp_path):
     saved(tmp_path, (3,))
     (tmp_path / "6.orbax-checkpoint-tmp-1" / "state").mkdir(parents=True)

@@ -54,7 +54,6 @@ def test_a_round_starts_from_the_merged_student_of_the_one_before(tmp_path, monk
 
     def run_all(run):
         """Trains nothing: leaves a random adapter where training leaves its own."""
-        pipeline.save_config(run, replace=False)
         started.append(run.config.model.path)
         lora = init_lora(shape, run.config.lora, key=jax.random.key(len(started)))
         lora = dataclasses.replace(lora, b=jax.tree.map(lambda x: x + 0.01, lora.b))

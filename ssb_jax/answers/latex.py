@@ -22,6 +22,9 @@ _CHARACTERS = str.maketrans(
     }
 )  # fmt: skip
 
+# Characters of which `tidy` makes a command, a power or an operator.
+SIGNS = "".join(chr(code) for code, written in _CHARACTERS.items() if written[0] in "\\^-/")
+
 ROW = "␤"  # stands for LaTeX's row separator, two backslashes
 
 _FONTS = "text|mbox|hbox|textbf|textit|textrm|texttt|textsf|textnormal|textup|mathrm|mathbf|mathit|mathsf|mathtt"

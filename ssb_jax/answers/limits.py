@@ -2,6 +2,8 @@
 
 import re
 
+from ssb_jax.answers.latex import SIGNS
+
 MAX_LENGTH = 1200  # characters; the longest gold answer of MATH has 149
 MAX_DIGITS = 800  # in one number
 MAX_EXPONENT_DIGITS = 4
@@ -13,7 +15,7 @@ _DIGITS = re.compile(r"[0-9]+")
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*[{(]?\s*[-+]?\s*([0-9][0-9,]*)")
 _SCIENTIFIC = re.compile(r"[0-9]\s*[eE][-+]?([0-9]+)")
 _FACTORIAL = re.compile(r"([0-9]+)\s*[)}]*\s*!")
-_OPERATOR = re.compile(r"[-+*/^_=<>−–—×·⋅∙÷≤≥≠≈∞∪∩∈∅ℝℤ±√πθαβλφ½⅓⅔¼¾⁰¹²³⁴⁵⁶⁷⁸⁹⟨⟩]|\\[a-zA-Z]+")
+_OPERATOR = re.compile(rf"[-+*/^_=<>{SIGNS}]|\\[a-zA-Z]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

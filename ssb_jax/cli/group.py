@@ -96,9 +96,8 @@ def opened(config: Path, out: Path | str, overrides: tuple[str, ...], *, stage: 
         from ssb_jax.workspace import Workspace
 
         run = pipeline.Run(folder, Workspace(settings, stage))
-        pipeline.save_config(run, replace=False)
-        yield pipeline, run
-        pipeline.save_config(run, replace=True)  # the settings that every stage has accepted
+        with pipeline.keeping_config(run):
+            yield pipeline, run
 
 
 def _take(out: Path | str, stack: contextlib.ExitStack) -> Path:

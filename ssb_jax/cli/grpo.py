@@ -11,7 +11,6 @@ from ssb_jax.console import mapping, note
 def grpo(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """Train the student by GRPO on its own graded answers, then evaluate it."""
     with opened(config, out, (*overrides, "--method", "grpo")) as (pipeline, current):
-        pipeline.reinforce(current)
-        results = pipeline.evaluate(current)
+        results = pipeline.run_all(current)
         note(mapping(pipeline.survey(current)))
         print_results(results)

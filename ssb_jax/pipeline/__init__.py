@@ -15,7 +15,7 @@ from ssb_jax.pipeline.evaluation import evaluate
 from ssb_jax.pipeline.funnel import funnel, funnel_of
 from ssb_jax.pipeline.methods import reinforce, run_all, survey, train
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, roll_out, teach
-from ssb_jax.pipeline.run import Run, load_questions, save_config
+from ssb_jax.pipeline.run import Run, keeping_config, load_questions
 from ssb_jax.pipeline.student import check_settings, distil, make_targets
 from ssb_jax.pipeline.views import hints_by_id, view_pairs
 
@@ -27,6 +27,7 @@ __all__ = [
     "funnel",
     "funnel_of",
     "hints_by_id",
+    "keeping_config",
     "load_pairs",
     "load_questions",
     "make_pairs",
@@ -34,7 +35,6 @@ __all__ = [
     "reinforce",
     "roll_out",
     "run_all",
-    "save_config",
     "survey",
     "teach",
     "train",

@@ -90,6 +90,10 @@ def load_sets(run: Run) -> None:
         _members(run, evaluation_set)
 
 
+def _members(run: Run, evaluation_set: EvaluationSet) -> list[Question]:
+    return kept_questions(run, evaluation_set.data, run.folder / "evaluation" / evaluation_set.name / "questions")
+
+
 def _contestants(run: Run, adapter: Path | None, answers: Path | None) -> list[_Contestant]:
     """The base first, then the run's adapter, then what comes from elsewhere."""
     trained = read_manifest(run.training_folder)
@@ -111,18 +115,14 @@ def _contestants(run: Run, adapter: Path | None, answers: Path | None) -> list[_
     return contestants
 
 
-def _members(run: Run, evaluation_set: EvaluationSet) -> list[Question]:
-    unreported = [k for k in run.config.evaluation.pass_at if k > evaluation_set.num_samples]
-    if unreported:
-        note(f"{evaluation_set.name}: {evaluation_set.num_samples} sample(s) a question, no pass@{unreported}")
-    return kept_questions(run, evaluation_set.data, run.folder / "evaluation" / evaluation_set.name / "questions")
-
-
 def _summary(
     run: Run, evaluation_set: EvaluationSet, members: list[Question], found: dict[str, Answers]
 ) -> dict[str, Any]:
     """The set's summary, with what it shares with the training questions; says what a reader must know."""
     settings = run.config.evaluation
+    unreported = [k for k in settings.pass_at if k > evaluation_set.num_samples]
+    if unreported:
+        note(f"{evaluation_set.name}: {evaluation_set.num_samples} sample(s) a question, no pass@{unreported}")
     summary = summarise(members, found, num_samples=evaluation_set.num_samples, settings=settings)
     shared = _shared_with_training(run, members)
     if shared:

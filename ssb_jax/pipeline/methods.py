@@ -14,7 +14,7 @@ from ssb_jax.config import SsbError
 from ssb_jax.pipeline.evaluation import evaluate, load_sets
 from ssb_jax.pipeline.funnel import funnel
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, refuse_other_number_of_pairs, roll_out, verify_block
-from ssb_jax.pipeline.run import Run, blocks, completed, load_questions, prompt_identity, save_config, settings_of
+from ssb_jax.pipeline.run import Run, blocks, completed, load_questions, prompt_identity, settings_of
 from ssb_jax.pipeline.student import SPEED_OF_DISTILLATION, check_settings, distil, make_targets
 from ssb_jax.records import Hint, Outcome, Pair, Question, Verdict
 from ssb_jax.stages import grpo, on_policy
@@ -46,13 +46,10 @@ def train(run: Run) -> Manifest:
 
 def run_all(run: Run) -> dict[str, dict]:
     """From questions to the evaluation, whose results it returns; complete stages are skipped."""
-    save_config(run, replace=False)
     check_settings(run)
     load_sets(run)
     train(run)
-    results = evaluate(run)
-    save_config(run, replace=True)  # not before every stage has accepted them
-    return results
+    return evaluate(run)
 
 
 def survey(run: Run) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """The run folder, and what every step of the pipeline does with it."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,11 +49,20 @@ class Run:
         return self.training_folder / "adapter"
 
 
-def save_config(run: Run, *, replace: bool) -> None:
-    """Writes the resolved settings to `config.yaml`; with `replace`, over those of an earlier command."""
+@contextlib.contextmanager
+def keeping_config(run: Run) -> Iterator[None]:
+    """Writes the resolved settings to `config.yaml`: where there are none at once, over those of an earlier command at
+    the end, when every stage has accepted them."""
     path = run.folder / "config.yaml"
-    if hosts.is_first() and (replace or not path.exists()):
-        write_atomically(path, dump_config(run.config))
+
+    def save() -> None:
+        if hosts.is_first():
+            write_atomically(path, dump_config(run.config))
+
+    if not path.exists():
+        save()
+    yield
+    save()
 
 
 def load_questions(run: Run) -> list[Question]:
