@@ -122,6 +122,23 @@ def test_large_integers_differ_by_one():
         assert grade_fully(f"10^{{{digits}}} + 1", gold)[0] is Outcome.INCORRECT
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"5+10^{-90}\pi", "5"),
+        (r"\pi+100^{-9000}", r"\pi"),
+        (r"\sqrt{10^{60}+1}", "10^{30}"),
+        ("10^{30}+x", "10^{30}+2x"),
+        ("y=10^{30}+x", "y=10^{30}+2x"),
+        ("x^2+y^2=25", "x^2+y^2=25+10^{-50}"),
+    ],
+)
+def test_no_difference_is_too_small_to_count(gold, answer):
+    for left, right in ((gold, answer), (answer, gold)):
+        assert grade(rf"\boxed{{{left}}}", gold=right).outcome is Outcome.INCORRECT
+    assert grade(rf"\boxed{{{gold}}}", gold=gold).outcome is Outcome.CORRECT
+
+
 def test_the_examples_of_the_rule_table_hold():
     """Each row of the package docstring: pairs in the column `equal` are, pairs in `not equal` are not."""
     rows = [line for line in ssb_jax.answers.__doc__.splitlines() if line.startswith("| ")][2:]

@@ -63,6 +63,19 @@ def test_a_misspelt_setting_is_told_its_neighbour(tmp_path):
     assert "did you mean rank" in one_error(ssb("run", TINY, "--out", tmp_path / "o", "--lora.rnak", "8"), 2)
 
 
+def test_a_file_that_is_no_yaml_is_one_line(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("model: {path: builtin:tiny\nseed: [1\n")
+    result = ssb("run", path, "--out", tmp_path / "o")
+    message = one_error(result, 2)
+    assert "line 2" in message
+    assert result.output.splitlines()[-1] == message
+
+
+def test_teaching_before_rollouts_says_so(tmp_path):
+    assert "run `ssb rollout` first" in one_error(ssb("teach", TINY, "--out", tmp_path / "o"), 1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

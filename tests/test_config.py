@@ -54,7 +54,7 @@ def test_overrides_win_over_the_file_and_hyphens_are_underscores(minimal):
 
 @pytest.mark.parametrize("text", ["#### *(.+)", "rows #2.jsonl", "#x", "a#b"])
 def test_in_an_override_a_hash_begins_no_comment(minimal, text):
-    assert load_config(minimal, ["--questions.answer_pattern", text]).questions.answer_pattern == text
+    assert load_config(minimal, ["--questions.path", text]).questions.path == text
 
 
 def test_overrides_reach_into_lists():
@@ -71,6 +71,8 @@ def test_overrides_reach_into_lists():
         (["--rollouts.temperature", "-0.5"], "rollouts.temperature.*greater than or equal to 0.*-0.5"),
         (["--rollouts.num_samples", "1"], "rollouts.num_samples.*greater than or equal to 2.*got 1"),
         (["--rollouts.top_p", "0"], "rollouts.top_p"),
+        (["--questions.answer_pattern", "("], r"answer_pattern: expected a regular expression.*got '\('"),
+        (["--questions.answer_pattern", "####"], "answer_pattern: expected one group.*got '####'"),
         (["--distillation.learning_rate", "nan"], "learning_rate"),
         (["--lora.target_modules", "[lm_head]"], "target_modules.*lm_head"),
         (["--lora.rank"], "--lora.rank has no value"),

@@ -82,12 +82,9 @@ def test_files_that_are_missing_or_empty(write, tmp_path):
         load_questions(write())
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message"), [("####", "needs one group"), ("(", "not a regular"), ("X(.)", "finds")]
-)
-def test_bad_patterns(write, pattern, message):
-    with pytest.raises(SsbError, match=message):
-        load_questions(write(row(1), answer_pattern=pattern))
+def test_a_pattern_that_is_not_in_the_answer_is_an_error(write):
+    with pytest.raises(SsbError, match=r"line 1: answer_pattern 'X\(\.\)' finds nothing"):
+        load_questions(write(row(1), answer_pattern="X(.)"))
 
 
 def test_a_hub_data_set_that_cannot_be_loaded_is_one_error():

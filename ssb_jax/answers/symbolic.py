@@ -1,8 +1,9 @@
 r"""Compares two expressions with sympy, read from LaTeX by latex2sympy2-extended (the parser of math-verify).
 
-Numbers without symbols: equal as exact rationals, else equal to 100 digits. Expressions with symbols: equal at
-fixed random points where both are defined. There is no tolerance that a model could use and no `simplify`, whose run
-time nobody can foresee. Still, arbitrary text can take arbitrarily long here: run it under the limits of `pool`.
+Numbers without symbols: equal as exact rationals, else equal when no digit of their difference is found with 1,000
+digits. Expressions with symbols: the same of their values at fixed random points where both are defined. There is no
+tolerance that a model could use and no `simplify`, whose run time nobody can foresee. Still, arbitrary text can take
+arbitrarily long here: run it under the limits of `pool`.
 """
 
 import random
@@ -20,11 +21,9 @@ from ssb_jax.answers.exact import repeating_decimal
 from ssb_jax.answers.latex import ROW
 from ssb_jax.answers.relations import Interval, Region
 
-_DIGITS = 100
-_NEARLY = sympy.Float("1e-80", _DIGITS)
+_DIGITS = 15
+_MOST_DIGITS = 1000  # with which a digit of a difference is sought
 _POINTS = 8
-_POINT_DIGITS = 40
-_POINT_NEARLY = sympy.Float("1e-25", _POINT_DIGITS)
 _CONFIG = ConversionConfig(lowercase_symbols=False)
 _IMAGINARY = ("i", "math{i}")
 _MIXED = re.compile(r"(?<![0-9A-Za-z.^_}])([0-9]+)\s*(\\frac\{\s*[0-9]+\s*\}\{\s*[0-9]+\s*\})")  # 1\frac{1}{2}x
@@ -78,13 +77,18 @@ def equal_equations(gold: tuple[str, str], answer: tuple[str, str], *, ordered: 
     f, g = differences
     if not f.free_symbols or not g.free_symbols:
         return Result(False, "an equation without a symbol")
-    ratios = []
+    points, ratios = [], []
     for point in _points(f.free_symbols | g.free_symbols):
         values = [_value_at(side, point) for side in (f, g)]
         if None in values or values[0] == 0 or values[1] == 0:
             continue
+        points.append(point)
         ratios.append(values[1] / values[0])
-    if len(ratios) < 3 or any(_differ(ratio, ratios[0], _POINT_NEARLY) for ratio in ratios):
+    # g(p) / f(p) is the same at every point: g(p) f(q) - f(p) g(q) vanishes, q the first point, its symbols named anew.
+    anew = {symbol: sympy.Dummy(symbol.name) for symbol in f.free_symbols | g.free_symbols}
+    crossed = g * f.xreplace(anew) - f * g.xreplace(anew)
+    first = {anew[symbol]: value for symbol, value in points[0].items()} if points else {}
+    if len(points) < 3 or not all(_vanishes(crossed, point | first) for point in points[1:]):
         return Result(False, "sympy: other equation")
     if ordered and not (ratios[0].is_real and ratios[0] > 0):
         return Result(False, "sympy: the inequality is turned round")
@@ -196,23 +200,23 @@ def _equal(gold: sympy.Expr, answer: sympy.Expr) -> Result:
         return Result(gold == answer, "exact rationals" + ("" if gold == answer else " differ"))
     if gold in _UNDEFINED or answer in _UNDEFINED:
         return Result(gold == answer and gold.is_extended_real is True, "infinite or undefined")
-    values = [_number(side, _DIGITS) for side in (gold, answer)]
-    if None in values:
+    if None in (_number(gold), _number(answer)):
         return Result(False, "sympy: no numerical value")
-    equal = not _differ(*values, _NEARLY)
-    return Result(equal, f"sympy: {'equal' if equal else 'differ'} to {_DIGITS} digits")
+    equal = _vanishes(gold - answer)
+    return Result(equal, f"sympy: {'equal to' if equal else 'differ within'} {_MOST_DIGITS} digits")
 
 
-def _number(side: sympy.Expr, digits: int, point: dict | None = None) -> sympy.Expr | None:
+def _number(side: sympy.Expr, point: dict | None = None, *, most: int = 100) -> sympy.Expr | None:
     """The numerical value, complex or real; None when there is none."""
-    value = side.evalf(digits, subs=point)
+    value = side.evalf(_DIGITS, subs=point, maxn=most)
     parts = value.as_real_imag() if value.is_number else ()
     return value if parts and all(part.is_Float or part.is_Rational for part in parts) else None
 
 
-def _differ(a: sympy.Expr, b: sympy.Expr, nearly: sympy.Float) -> bool:
-    largest = max(abs(a), abs(b))
-    return bool(largest > nearly**2 and abs(a - b) > nearly * largest)
+def _vanishes(difference: sympy.Expr, point: dict | None = None) -> bool:
+    """Whether no digit of it is found: sympy then says that a number has a precision of one bit."""
+    value = _number(difference, point, most=_MOST_DIGITS)
+    return value is not None and all(part == 0 or (part.is_Float and part._prec == 1) for part in value.as_real_imag())
 
 
 def _equal_at_points(gold: sympy.Expr, answer: sympy.Expr, symbols: Iterable[sympy.Symbol]) -> Result:
@@ -221,7 +225,7 @@ def _equal_at_points(gold: sympy.Expr, answer: sympy.Expr, symbols: Iterable[sym
         values = [_value_at(side, point) for side in (gold, answer)]
         if None in values:
             continue
-        if _differ(*values, _POINT_NEARLY):
+        if not _vanishes(gold - answer, point):
             return Result(False, "sympy: differ at a point")
         used += 1
     if used < 2:
@@ -247,7 +251,7 @@ def _value_at(side: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational]) -> sy
         inside = base.evalf(15, subs=point)
         if inside.is_comparable and inside < 0:
             return None
-    return _number(side, _POINT_DIGITS, point)
+    return _number(side, point)
 
 
 def _set(region: Region) -> sympy.Set | None:

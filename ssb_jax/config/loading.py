@@ -67,7 +67,7 @@ def read_yaml(path: Path) -> Any:
     except RecursionError:
         raise SsbError(f"{path} cannot be read as YAML: nested too deeply") from None
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
-        raise SsbError(f"{path} cannot be read as YAML: {error}") from None
+        raise SsbError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
 def _written_out(root: yaml.Node | None) -> int:

@@ -3,9 +3,10 @@
 Longer than other files on purpose: whoever looks for a setting finds all of them here, in the order of the stages.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ssb_jax.config.benchmarks import with_benchmark
 
@@ -26,6 +27,19 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _with_a_group(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"expected a regular expression: {error}") from None
+    if not groups:
+        raise ValueError("expected one group around the final answer, as in '#### *(.+)'")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_with_a_group)]
 
 
 Method = Literal["ssb", "ssb-torch", "sft", "rft", "grpo", "on-policy"]
@@ -60,7 +74,7 @@ class Data(Section):
     revision: str | None = None
     question_column: str = "question"
     answer_column: str = "answer"
-    answer_pattern: str | None = None
+    answer_pattern: Pattern | None = None
     """Regular expression whose first group is the final answer; `'#### *(.+)'` for GSM8K. None: the whole column."""
     id_column: str | None = None
     """Column holding a stable id. None: the id is made from the question's text."""

@@ -36,12 +36,14 @@ def teach(run: Run) -> bool:
     They are when there are `teaching.max_pairs` of them, or no more questions.
 
     Raises:
-      SsbError: every question is used and not one pair came of it.
+      SsbError: nothing was rolled out yet, or every question is used and not one pair came of it.
     """
     refuse_other_number_of_pairs(run)
     wanted, found, sources = run.config.teaching.max_pairs, 0, []
     for block, members in blocks(run):
         hinted = read_manifest(run.block_folder(block, "hints"))
+        if hinted is None and not sources:
+            raise SsbError(f"{run.folder} has no hints to teach with; run `ssb rollout` first")
         if hinted is None:
             return False
         sources.append(_teach_block(run, block, members, hinted))

@@ -47,10 +47,9 @@ def shorter(length: int) -> int:
 
 
 def compacted(slots: int, running: int, *, parts: int) -> int:
-    """Slots enough for the sequences that run: the same, or half of them, a quarter and so on."""
-    while slots >= 2 * max(running, FEW_SLOTS, parts) and slots % 2 == 0:
-        slots //= 2
-    return slots
+    """Slots enough for the sequences that run, by buckets; as many as there are where fewer cannot be split."""
+    enough = bucket(max(running, parts), FEW_SLOTS)
+    return enough if enough < slots and enough % parts == 0 else slots
 
 
 def flops_per_token(model: Transformer) -> int:
