@@ -23,7 +23,7 @@ from ssb_jax.chat import Chat, generation_defaults, load_chat
 from ssb_jax.config import Config, SsbError
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import lora_shapes
-from ssb_jax.model.mesh import mesh_for
+from ssb_jax.model.mesh import GENERATION, TRAINING, mesh_for
 from ssb_jax.model.transformer import check_mesh
 from ssb_jax.model.weights import BUILTIN_TINY, read_config, resolve_model
 from ssb_jax.prompts import PromptSet, load_prompts
@@ -141,14 +141,17 @@ def _model(patient: Patient) -> Result:
 
 
 def _devices(patient: Patient) -> Result:
-    """The mesh of the settings over the devices that are here."""
-    devices = jax.devices()
-    itemsize = 4 if devices[0].platform == "cpu" or patient.config.model.dtype == "float32" else 2
-    mesh = mesh_for(patient.config.mesh, patient.shape, itemsize=itemsize)
-    check_mesh(patient.shape, mesh)
-    kind = devices[0].device_kind
-    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    detail = f"{len(devices)} x {kind} on {jax.process_count()} process(es): mesh {sizes}"
+    """The meshes of the settings over the devices that are here."""
+    devices, config = jax.devices(), patient.config
+    itemsize = 4 if devices[0].platform == "cpu" or config.model.dtype == "float32" else 2
+    sizes = []
+    for stage in (GENERATION, TRAINING):
+        rows = config.distillation.batch_size
+        mesh = mesh_for(config.mesh, patient.shape, itemsize=itemsize, stage=stage, rows=rows)
+        check_mesh(patient.shape, mesh)
+        sizes.append(", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))
+    detail = f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} process(es): mesh {sizes[0]}"
+    detail += "" if sizes[0] == sizes[1] else f"; for training {sizes[1]}"
     large = patient.shape.num_layers * sum(i * o for i, o in lora_shapes(patient.shape).values()) > 1e9
     if devices[0].platform == "cpu" and large:
         return Status.WARN, f"{detail}; a model of this size needs an accelerator"

@@ -19,7 +19,7 @@ from ssb_jax.config import Config, Sampling, SsbError
 from ssb_jax.config import Mesh as MeshSettings
 from ssb_jax.console import note
 from ssb_jax.model.mesh import GENERATION, TRAINING, mesh_for
-from ssb_jax.model.transformer import Transformer
+from ssb_jax.model.transformer import Transformer, model_shardings
 from ssb_jax.model.weights import load_model, read_config, resolve_model
 from ssb_jax.prompts import PromptSet, load_prompts, prompt_texts
 from ssb_jax.sampling import SamplingParams
@@ -34,7 +34,6 @@ class Workspace:
     """The settings of a run and what is loaded from them, once."""
 
     config: Config
-    stage: str = GENERATION  # or TRAINING: what `mesh: auto` chooses for
 
     @cached_property
     def model_folder(self) -> Path:
@@ -62,45 +61,71 @@ class Workspace:
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        """Of this process's own devices, where it samples its share of the answers and computes its targets.
+        """Of this process's own devices, where it samples its share of the answers.
 
         Sizes that are set describe the mesh of all devices. Where there are several processes, each keeps `tensor` and
         splits weights and batch over the rest of its devices.
         """
-        if hosts.count() == 1:
-            return self.group_mesh
+        self._refuse_half_a_group()
         asked = self.config.mesh
-        own = asked if asked.rule == "auto" else MeshSettings(tensor=max(asked.tensor, 1))
-        return self._mesh_for(own, GENERATION, jax.local_devices())
+        if hosts.count() > 1 and asked.rule != "auto":
+            asked = MeshSettings(tensor=max(asked.tensor, 1))
+        return self._mesh_for(asked, GENERATION, jax.local_devices())
 
     @cached_property
-    def group_mesh(self) -> jax.sharding.Mesh:
+    def training_mesh(self) -> jax.sharding.Mesh:
         """Of all devices of the run, where the student is trained."""
+        self._refuse_half_a_group()
+        return self._mesh_for(self.config.mesh, TRAINING, jax.devices())
+
+    @property
+    def teacher_mesh(self) -> jax.sharding.Mesh:
+        """Where this process computes its share of the targets: the mesh of training, unless others share that."""
+        return self.training_mesh if hosts.count() == 1 else self.mesh
+
+    def _refuse_half_a_group(self) -> None:
         if jax.process_count() != hosts.count():
             raise SsbError(
                 f"JAX sees the devices of {jax.process_count()} processes, but this run was started as one of "
                 f"{hosts.count()}; set SSB_COORDINATOR=auto on all hosts"
             )
-        stage = self.stage if hosts.count() == 1 else TRAINING
-        return self._mesh_for(self.config.mesh, stage, jax.devices())
 
     def _mesh_for(self, settings: MeshSettings, stage: str, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
         shape, rows = read_config(self.model_folder), self.config.distillation.batch_size
         return mesh_for(settings, shape, itemsize=self.dtype.itemsize, stage=stage, rows=rows, devices=devices)
 
-    @cached_property
+    @property
     def model(self) -> Transformer:
-        """The base model on `mesh`.
+        """The base model on `mesh`; see `model_on`."""
+        return self.model_on(self.mesh)
+
+    def model_on(self, mesh: jax.sharding.Mesh) -> Transformer:
+        """The base model on a mesh.
+
+        The same devices hold one copy: what lies on another mesh of theirs is laid out anew, array by array.
 
         Raises:
           SsbError: the checkpoint is not complete, or the tokenizer gives ids that the model has no embedding for.
         """
-        return self.group_model if self.mesh is self.group_mesh else self._load(self.mesh)
+        if mesh not in self._models:
+            there = next((m for m in self._models if {*m.devices.flat} == {*mesh.devices.flat}), None)
+            if there is None:
+                self._models[mesh] = self._load(mesh)
+            else:
+                note(f"weights go from mesh {dict(there.shape)} to {dict(mesh.shape)}")
+                self._move(there, mesh)
+        return self._models[mesh]
+
+    def _move(self, there: jax.sharding.Mesh, mesh: jax.sharding.Mesh) -> None:
+        places = jax.tree.leaves(model_shardings(self._models[there], mesh))
+        arrays, shape = jax.tree.flatten(self._models.pop(there))
+        for i, place in enumerate(places):  # one of them at a time is held twice
+            arrays[i] = jax.block_until_ready(jax.device_put(arrays[i], place))
+        self._models[mesh] = jax.tree.unflatten(shape, arrays)
 
     @cached_property
-    def group_model(self) -> Transformer:
-        """The base model on `group_mesh`; see `model`."""
-        return self._load(self.group_mesh)
+    def _models(self) -> dict[jax.sharding.Mesh, Transformer]:
+        return {}
 
     def _load(self, mesh: jax.sharding.Mesh) -> Transformer:
         note(f"loading {self.config.model.path} ({self.dtype.name}, mesh {dict(mesh.shape)})")

@@ -75,7 +75,15 @@ def make_workspace(model: Transformer, mesh=None) -> SimpleNamespace:
     """What a stage asks of a workspace."""
     tokenizer = SimpleNamespace(all_special_ids=[STOP])
     chat = SimpleNamespace(pad_id=0, end_of_turn_id=STOP, tokenizer=tokenizer)
-    return SimpleNamespace(model=model, group_model=model, mesh=mesh, group_mesh=mesh, chat=chat, dtype=model.dtype)
+    return SimpleNamespace(
+        model=model,
+        model_on={mesh: model}.__getitem__,
+        mesh=mesh,
+        teacher_mesh=mesh,
+        training_mesh=mesh,
+        chat=chat,
+        dtype=model.dtype,
+    )
 
 
 def make_targets(pairs, folder: Path, *, config: Config | None = None, model=None, mesh=None, views=None) -> dict:

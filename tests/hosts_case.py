@@ -31,9 +31,9 @@ def both_stages(root: Path, epochs: int, group_mesh) -> None:
     config = make_config(distillation={"epochs": epochs, "checkpoint_every": 1000}, targets={"batch_size": 2})
     mine = [device for device in group_mesh.devices.flat if device.process_index == jax.process_index()]
     model, mesh = make_model(), make_mesh(devices=mine)
+    models = {m: placed(model, m) for m in (mesh, group_mesh)}
     workspace = SimpleNamespace(
-        **vars(make_workspace(placed(model, mesh), mesh))
-        | {"group_mesh": group_mesh, "group_model": placed(model, group_mesh)}
+        **vars(make_workspace(models[mesh], mesh)) | {"training_mesh": group_mesh, "model_on": models.__getitem__}
     )
     targets.run(pairs, config=config, folder=root / "targets", workspace=workspace)
     distillation.run(

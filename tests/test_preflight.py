@@ -17,6 +17,7 @@ from ssb_jax.model.transformer import abstract_model, count_parameters
 from ssb_jax.preflight.chips import GIB, Chip, Topology, load_topology
 from ssb_jax.preflight.compiled import read_collectives
 from ssb_jax.preflight.models import model_shape, published_shapes
+from ssb_jax.preflight.report import preflight
 from ssb_jax.preflight.roofline import attention_flops, head_flops, layer_flops, stage_steps
 from ssb_jax.preflight.suggest import suggest
 from ssb_jax.preflight.workload import Assumed, make_job
@@ -220,6 +221,15 @@ def test_a_suggestion_fits_by_estimate_and_comes_fastest_first():
     small = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, memory=GIB))
     with pytest.raises(SsbError, match="nothing fits eight"):
         suggest(make_job(config, shape, small, Assumed()), ("rollout", "targets"))
+
+
+def test_each_stage_is_planned_on_the_mesh_that_it_runs_on():
+    config = load_config(CONFIGS / "tiny.yaml", ["--mesh.rule", "auto", "--distillation.batch_size", "8"])
+    topology = Topology("eight", Chip("v5e", 15 * GIB, 197e12, 819e9, 100e9), tuple(jax.devices()))
+    job = make_job(config, model_shape(config.model)[0], topology, Assumed())
+    found = preflight(job, stages=("rollout", "targets", "distill"), compiling=False)["stages"]
+    meshes = {stage: tuple(result["mesh"].values()) for stage, result in found.items()}
+    assert meshes == {"rollout": (4, 1, 2), "targets": (8, 1, 1), "distill": (8, 1, 1)}
 
 
 def test_bad_usage_is_said():

@@ -38,7 +38,7 @@ def targets(config: Config, pairs: list[Pair], folder: Path) -> dict[str, Any]:
     seconds = []
     with tempfile.TemporaryDirectory(dir=folder) as again:
         for where in (folder / "targets", Path(again)):
-            _ = workspace.model  # loading is not the pass
+            workspace.model_on(workspace.teacher_mesh)  # loading is not the pass
             start = time.monotonic()
             counts = teacher.run(pairs, config=config, folder=where, workspace=workspace)
             seconds.append(time.monotonic() - start)

@@ -78,11 +78,8 @@ def load_settings(config: Path, overrides: tuple[str, ...]) -> Config:
 
 
 @contextlib.contextmanager
-def opened(config: Path, out: Path | str, overrides: tuple[str, ...], *, stage: str = "generation") -> Iterator:
-    """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second.
-
-    `stage` is what `mesh: auto` chooses for (model/mesh.py).
-    """
+def opened(config: Path, out: Path | str, overrides: tuple[str, ...]) -> Iterator:
+    """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second."""
     settings = load_settings(config, overrides)
     from ssb_jax import hosts
 
@@ -95,7 +92,7 @@ def opened(config: Path, out: Path | str, overrides: tuple[str, ...], *, stage: 
         from ssb_jax import pipeline
         from ssb_jax.workspace import Workspace
 
-        run = pipeline.Run(folder, Workspace(settings, stage))
+        run = pipeline.Run(folder, Workspace(settings))
         with pipeline.keeping_config(run):
             yield pipeline, run
 

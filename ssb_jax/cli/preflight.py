@@ -62,8 +62,7 @@ def preflight(
     if unknown:
         raise click.UsageError(f"--stage: expected all, or some of {', '.join(STAGES)}; got {', '.join(unknown)}")
     shape, source = model_shape(settings.model, file=model_config)
-    kind = "training" if set(stages) <= {"targets", "distill"} else "generation"  # for `mesh: auto`
-    job = make_job(settings, shape, load_topology(topology), Assumed(**assumed), stage=kind)
+    job = make_job(settings, shape, load_topology(topology), Assumed(**assumed), stage=stages[0])
     check_amounts(job, stages)
     report = {}
     if suggest:

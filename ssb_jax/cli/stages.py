@@ -50,7 +50,7 @@ def teach(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
 @click.option("--fidelity", is_flag=True, help="Measure what each encoding costs and loses instead of storing targets.")
 def targets(config: Path, out: Path | str, overrides: tuple[str, ...], fidelity: bool) -> None:
     """The teacher's distributions on the pairs' replies."""
-    with opened(config, out, overrides, stage="training") as (pipeline, current):
+    with opened(config, out, overrides) as (pipeline, current):
         if fidelity:
             from ssb_jax.lab.fidelity import measure_fidelity
 
@@ -62,7 +62,7 @@ def targets(config: Path, out: Path | str, overrides: tuple[str, ...], fidelity:
 @in_run_folder
 def distill(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """Train the LoRA student."""
-    with opened(config, out, overrides, stage="training") as (pipeline, current):
+    with opened(config, out, overrides) as (pipeline, current):
         pipeline.distil(current)
 
 

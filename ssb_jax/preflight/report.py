@@ -14,7 +14,7 @@ from ssb_jax.preflight.compiled import Compiled, compile_program, estimated
 from ssb_jax.preflight.estimate import SAFE
 from ssb_jax.preflight.programs import stage_programs
 from ssb_jax.preflight.roofline import Step, stage_steps
-from ssb_jax.preflight.workload import Job, abstract
+from ssb_jax.preflight.workload import Job, abstract, job_of
 
 _HELD = ("weights", "cache", "optimizer")
 
@@ -28,14 +28,14 @@ def preflight(job: Job, *, stages: Sequence[str], source: str = "", compiling: b
       compiling: False: memory by estimate too, for which `SAFE` of a chip's memory counts.
     """
     chip = job.topology.chip
-    results = {stage: _stage(job, stage, compiling=compiling) for stage in stages}
+    results = {stage: _stage(job_of(job, stage), stage, compiling=compiling) for stage in stages}
     hours = [result["hours"] for result in results.values()]
     known = all(h is not None for h in hours)
     return {
         "topology": job.topology.name,
         "chips": len(job.topology.devices),
         "chip": dataclasses.asdict(chip),
-        "mesh": dict(job.mesh.shape),
+        "mesh": dict(job.mesh.shape),  # of the first stage; see the stages for theirs
         "model": {
             "shape": source,
             "parameters": count_parameters(abstract(job.shape, job.dtype)),
@@ -52,11 +52,11 @@ def preflight(job: Job, *, stages: Sequence[str], source: str = "", compiling: b
 
 def _stage(job: Job, stage: str, *, compiling: bool) -> dict[str, Any]:
     memory = job.topology.chip.memory
-    limit = memory if compiling else int(SAFE * memory)
+    limit, mesh = memory if compiling else int(SAFE * memory), dict(job.mesh.shape)
     try:
         programs, steps = stage_programs(job, stage), stage_steps(job, stage)
     except SsbError as error:
-        return {"fits": False, "reason": str(error), "programs": [], "steps": [], "hours": None}
+        return {"mesh": mesh, "fits": False, "reason": str(error), "programs": [], "steps": [], "hours": None}
     compiled = []
     for program in programs:
         compiled.append(compile_program(program) if compiling else estimated(program))
@@ -66,6 +66,7 @@ def _stage(job: Job, stage: str, *, compiling: bool) -> dict[str, Any]:
     peak = max((c.total for c in compiled), default=0)
     hours = [step.hours for step in steps]
     return {
+        "mesh": mesh,
         "fits": peak <= limit,
         "reason": "" if peak <= limit else f"{(peak - limit) / GIB:.2f} GiB a chip too much",
         "peak_bytes": peak,
@@ -101,13 +102,13 @@ def _step(step: Step) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> None:
     """Prints the report as tables, with the verdict last."""
-    chip, mesh = report["chip"], ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    chip = report["chip"]
     programs = [(stage, p) for stage, result in report["stages"].items() for p in result["programs"]]
     largest = max((p["total_bytes"] for _, p in programs), default=0)
     unit, size = ("GiB", GIB) if largest > GIB else ("MiB", 2**20)
     table(
         f"{report['model']['shape']}, {report['model']['dtype']}, on {report['topology']}: {report['chips']} chips of "
-        f"{chip['memory'] / size:,.2f} {unit}; mesh {mesh}",
+        f"{chip['memory'] / size:,.2f} {unit}; mesh {_sizes(report['mesh'])}",
         (f"{unit} a chip", *_HELD, "other", "temporary", "total", "share", "compile"),
         [_memory_row(stage, p, size) for stage, p in programs],
     )
@@ -127,11 +128,16 @@ def show(report: dict[str, Any]) -> None:
     print(f"Assumed: {assumed}. Memory is for the longest sequences that the settings and longest_answer allow.")
     for stage, result in report["stages"].items():
         spare = f"{result['spare_bytes'] / size:,.2f} {unit} a chip to spare" if result["fits"] else result["reason"]
-        print(f"{stage}: {'fits' if result['fits'] else 'DOES NOT FIT'}: {spare}")
+        own = "" if result["mesh"] == report["mesh"] else f" on mesh {_sizes(result['mesh'])}"
+        print(f"{stage}: {'fits' if result['fits'] else 'DOES NOT FIT'}{own}: {spare}")
     if report["hours"] is not None:
         print(f"At least {report['hours']:.2f} hours, {report['chip_hours']:.2f} chip-hours.")
     how = "" if report["compiled"] else ", by estimate"
     print(f"Verdict: {'fits' if report['fits'] else 'does not fit'} {report['topology']}{how}.")
+
+
+def _sizes(mesh: dict[str, int]) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
 def _memory_row(stage: str, p: dict[str, Any], size: int) -> tuple:

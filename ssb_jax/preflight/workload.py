@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ssb_jax.config import Config, Sampling, SsbError
 from ssb_jax.model.config import ModelConfig
-from ssb_jax.model.mesh import GENERATION, mesh_for
+from ssb_jax.model.mesh import GENERATION, TRAINING, mesh_for
 from ssb_jax.model.transformer import Transformer, abstract_model, check_mesh, count_parameters
 from ssb_jax.preflight.chips import Topology
 from ssb_jax.records import Pair
@@ -152,9 +152,9 @@ def stages_of(config: Config) -> tuple[str, ...]:
 
 
 def make_job(
-    config: Config, shape: ModelConfig, topology: Topology, assumed: Assumed, *, stage: str = GENERATION
+    config: Config, shape: ModelConfig, topology: Topology, assumed: Assumed, *, stage: str = "rollout"
 ) -> Job:
-    """The job with the settings' mesh.
+    """The job with the settings' mesh, which may be another for each stage where it is chosen (`mesh: auto`).
 
     Raises:
       SsbError: the mesh does not fit the slice, or does not divide the model.
@@ -166,13 +166,18 @@ def make_job(
         config.mesh,
         shape,
         itemsize=dtype.itemsize,
-        stage=stage,
+        stage=TRAINING if stage in ("targets", "distill") else GENERATION,
         rows=config.distillation.batch_size,
         devices=topology.devices,
         memory=topology.chip.memory,
     )
     check_mesh(shape, mesh)
     return Job(config, shape, topology, mesh, assumed)
+
+
+def job_of(job: Job, stage: str) -> Job:
+    """The job on the mesh of a stage, as `Workspace` lays the weights out for it."""
+    return make_job(job.config, job.shape, job.topology, job.assumed, stage=stage)
 
 
 def dtype_of(config: Config, platform: str) -> jnp.dtype:

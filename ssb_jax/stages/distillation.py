@@ -55,7 +55,8 @@ def run(
     Raises:
       SsbError: targets are missing or another model's, the loss is not finite, a setting does not fit.
     """
-    model, mesh = workspace.group_model, workspace.group_mesh
+    mesh = workspace.training_mesh
+    model = workspace.model_on(mesh)
     store = open_store(store_folder)
     store.check(pairs, model)
     check_settings(config, store.info)

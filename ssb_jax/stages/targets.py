@@ -52,7 +52,7 @@ def run(
       SsbError: the folder holds another model's targets, a sequence exceeds the model's context, or the teacher's
         numbers are not finite.
     """
-    settings, model = config.targets, workspace.model
+    settings, model = config.targets, workspace.model_on(workspace.teacher_mesh)
     dtype = workspace.dtype.name if settings.dtype == "auto" else settings.dtype
     info = store_info(
         model, encoding=settings.encoding, dtype=dtype, top_k=settings.top_k, temperatures=temperatures(config)
@@ -79,11 +79,11 @@ def _fill(
     stored = hosts.on_first(lambda: sorted(_stored(folder, pairs)))
     with writer, progress(label, len(pairs), done=len(stored)) as advance:
         targets = teacher_targets(
-            workspace.model,
+            workspace.model_on(workspace.teacher_mesh),
             pairs,
             encoding=info.encoding,
             batch_size=settings.batch_size,
-            mesh=workspace.mesh,
+            mesh=workspace.teacher_mesh,
             skip=stored,
             share=hosts.share,
             top_k=info.width,
