@@ -35,7 +35,7 @@ from pydantic import Field, NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ssb_jax.artifacts import write_atomically
+from ssb_jax.artifacts import read_manifest, write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.model.sharding import leaf_name
 from ssb_jax.model.transformer import Transformer
@@ -314,8 +314,10 @@ def open_store(folder: Path) -> TargetStore:
     """Opens a store for reading.
 
     Raises:
-      SsbError: there is none in the folder, or its index is damaged.
+      SsbError: there is none in the folder, its index is damaged, or a file is not what the manifest of a complete
+        store vouches for.
     """
+    read_manifest(folder)
     info = _read_info(folder)
     entries: dict[str, Entry] = {}
     for index in sorted(folder.glob("index-*.json")):

@@ -15,7 +15,7 @@ from small_disk import small_disk
 
 from ssb_jax.artifacts import read_jsonl, read_manifest
 from ssb_jax.config import load_config
-from ssb_jax.pipeline import Run, hints_by_id, load_pairs, view_pairs
+from ssb_jax.pipeline import Run, hints_by_id, keeping_config, load_pairs, view_pairs
 from ssb_jax.records import Hint, Lesson, Pair, Rollout
 from ssb_jax.workspace import Workspace
 
@@ -239,3 +239,11 @@ def test_views_are_the_hinted_prompts_exchanged_and_without_the_question(straigh
         assert pair.question not in alone
         assert right in alone
         assert views["bare"][i].teacher_prompt_ids == pair.student_prompt_ids
+
+
+def test_settings_that_cannot_be_read_any_more_are_written_anew(tmp_path, capsys):
+    config = load_config(ROOT / "configs" / "tiny.yaml")
+    (tmp_path / "config.yaml").write_text("seed: [")
+    with keeping_config(Run(tmp_path, Workspace(config))):
+        assert load_config(tmp_path / "config.yaml") == config
+    assert "config.yaml cannot be read as YAML" in capsys.readouterr().err

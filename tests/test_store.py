@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ssb_jax.artifacts import complete
 from ssb_jax.config import SsbError
 from ssb_jax.model.sharding import make_mesh
 from ssb_jax.model.transformer import ModelConfig, Transformer, model_shardings
@@ -219,3 +220,20 @@ def test_digests_tell_prompt_from_reply():
     one = Pair("q", "", "", "", (1, 2), (), (3,), False)
     other = Pair("q", "", "", "", (1,), (), (2, 3), False)
     assert pair_digest(one) != pair_digest(other)
+
+
+def test_a_complete_store_whose_numbers_were_changed_is_refused(tmp_path):
+    def make():
+        with TargetWriter(tmp_path, INFO) as writer:
+            for pair in PAIRS:
+                writer.add(pair, make_values(pair))
+        return {"examples": len(PAIRS)}
+
+    complete(tmp_path, stage="targets", made_from={}, make=make)
+    np.testing.assert_array_equal(open_store(tmp_path).read(PAIRS[0]), make_values(PAIRS[0]))
+    (shard,) = tmp_path.glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(SsbError, match="is not what its manifest vouches for"):
+        open_store(tmp_path)

@@ -140,7 +140,7 @@ def explain(response: str, gold: str, *, truncated: bool = False, time_limit: fl
     if extracted is None:
         lines += ["answer    none"]
     else:
-        note = "  (no box: the whole response)" if bare else ""
+        note = "  (no box: the whole response is compared; in a file it would be `unanswered`)" if bare else ""
         lines += [f"answer    {extracted}{note}", *_reading(extracted)]
         lines += [f"strict    {'equal' if strict_equal(extracted, gold) else 'different'} strings"]
     lines += [f"path      {path}"]

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from errno import EACCES, EDQUOT, EIO, ENOSPC, EPERM, EROFS
+from errno import EACCES, EDQUOT, EFBIG, EIO, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
 import click
@@ -24,6 +24,8 @@ class _Cli(click.Group):
             return super().invoke(context)
         except SsbError as error:
             raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            raise click.ClickException("interrupted; what was written so far is kept") from None
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             trouble = _disk_trouble(error)
             if trouble is None:
@@ -38,10 +40,10 @@ def _disk_trouble(error: Exception) -> str | None:
 
     Libraries report it in types of their own (safetensors, tensorstore), so their text is looked at too.
     """
-    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS, EACCES, EPERM, EIO):
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG, EROFS, EACCES, EPERM, EIO):
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
     text = str(error)
-    return next((os.strerror(code) for code in (ENOSPC, EDQUOT, EROFS, EIO) if os.strerror(code) in text), None)
+    return next((os.strerror(code) for code in (ENOSPC, EDQUOT, EFBIG, EROFS, EIO) if os.strerror(code) in text), None)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})

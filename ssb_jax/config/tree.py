@@ -42,6 +42,9 @@ def _with_a_group(pattern: str) -> str:
 Pattern = Annotated[str, AfterValidator(_with_a_group)]
 
 
+Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
 Method = Literal["ssb", "ssb-torch", "sft", "rft", "grpo", "on-policy"]
 
 
@@ -176,7 +179,7 @@ class Lora(Section):
     rank: Count = 32
     alpha: Positive = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...] = (
+    target_modules: Annotated[tuple[Linear, ...], Field(min_length=1)] = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -405,7 +408,7 @@ class Engine(Section):
 class Config(Section):
     """All settings of a run."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     method: Method = "ssb"
     """`ssb`; `ssb-torch`, the same by the published trainer in PyTorch; `sft`: cross-entropy on the hinted solutions;
     `rft`: cross-entropy on the base model's own right answers; `grpo` and `on-policy`: see there."""

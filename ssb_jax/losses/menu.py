@@ -257,7 +257,7 @@ def resolve_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
         raise SsbError(
             f"distillation.loss: no loss {name!r}"
             + (f"; did you mean {near[0]}?" if near else "")
-            + f" Known: {', '.join(MENU)}, or module:function of your own"
+            + f". Known: {', '.join(MENU)}, or module:function of your own"
         )
     options = dict(options or {})
     known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -18,7 +18,7 @@ from ssb_jax.artifacts import (
     training_folder,
     write_atomically,
 )
-from ssb_jax.config import Config, Data, Section, SsbError, dump_config
+from ssb_jax.config import Config, Data, Section, SsbError, dump_config, load_config
 from ssb_jax.console import mapping, note
 from ssb_jax.pipeline.sharing import share, take_shared
 from ssb_jax.records import Question
@@ -59,10 +59,21 @@ def keeping_config(run: Run) -> Iterator[None]:
         if hosts.is_first():
             write_atomically(path, dump_config(run.config))
 
-    if not path.exists():
+    if not _has_settings(path):
         save()
     yield
     save()
+
+
+def _has_settings(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        load_config(path)
+    except SsbError as error:
+        note(f"{error}; it is written anew")
+        return False
+    return True
 
 
 def load_questions(run: Run) -> list[Question]:
