@@ -116,11 +116,11 @@ def differences(one: Path, other: Path, *, exactly: bool) -> list[str]:
 
 
 def killed_run(folder: Path, dice: random.Random) -> list[str]:
-    """A run that loses one process, and then everything, in every stage; returns what was done."""
+    """A run that loses a process, then everything, then a process, in every stage; returns what was done."""
     done, process = [], launch(folder, 2)
     for stage, (_, most) in STAGES.items():
-        for who, earliest, latest in (("one", 1, most // 2), ("all", most // 2 + 1, most)):
-            if reached(process, folder, stage, dice.randint(earliest, latest)):
+        for third, who in enumerate(("one", "all", "one")):
+            if reached(process, folder, stage, dice.randint(most * third // 3 + 1, most * (third + 1) // 3)):
                 kill(process, who, dice)
                 done.append(f"{who} in {stage}")
                 print(f"killed {done[-1]}", file=sys.stderr, flush=True)
