@@ -139,6 +139,20 @@ def test_no_difference_is_too_small_to_count(gold, answer):
     assert grade(rf"\boxed{{{gold}}}", gold=gold).outcome is Outcome.CORRECT
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5+2\sqrt{6}}"),
+        (r"10^{500}(\sqrt{2}+\sqrt{3})", r"10^{500}\sqrt{5+2\sqrt{6}}"),
+        (r"\cos 20^\circ\cos 40^\circ\cos 80^\circ", r"\frac18"),
+        ("n!", "n(n-1)!"),
+        (r"\binom{n}{k}", r"\frac{n!}{k!(n-k)!}"),
+    ],
+)
+def test_equal_expressions_in_another_form_are_found_equal(gold, answer):
+    assert grade(rf"\boxed{{{answer}}}", gold=gold).outcome is Outcome.CORRECT
+
+
 def test_the_examples_of_the_rule_table_hold():
     """Each row of the package docstring: pairs in the column `equal` are, pairs in `not equal` are not."""
     rows = [line for line in ssb_jax.answers.__doc__.splitlines() if line.startswith("| ")][2:]

@@ -1,9 +1,9 @@
 r"""Compares two expressions with sympy, read from LaTeX by latex2sympy2-extended (the parser of math-verify).
 
 Numbers without symbols: equal as exact rationals, else equal when no digit of their difference is found with 1,000
-digits. Expressions with symbols: the same of their values at fixed random points where both are defined. There is no
-tolerance that a model could use and no `simplify`, whose run time nobody can foresee. Still, arbitrary text can take
-arbitrarily long here: run it under the limits of `pool`.
+digits. Expressions with symbols: the same, with 200, of their values at fixed random points where both are defined.
+There is no tolerance that a model could use and no `simplify`, whose run time nobody can foresee. Still, arbitrary
+text can take arbitrarily long here: run it under the limits of `pool`.
 """
 
 import random
@@ -22,7 +22,7 @@ from ssb_jax.answers.latex import ROW
 from ssb_jax.answers.relations import Interval, Region
 
 _DIGITS = 15
-_MOST_DIGITS = 1000  # with which a digit of a difference is sought
+_MOST_DIGITS, _MOST_POINT_DIGITS = 1000, 200  # with which a digit of a difference is sought
 _POINTS = 8
 _CONFIG = ConversionConfig(lowercase_symbols=False)
 _IMAGINARY = ("i", "math{i}")
@@ -214,9 +214,14 @@ def _number(side: sympy.Expr, point: dict | None = None, *, most: int = 100) -> 
 
 
 def _vanishes(difference: sympy.Expr, point: dict | None = None) -> bool:
-    """Whether no digit of it is found: sympy then says that a number has a precision of one bit."""
-    value = _number(difference, point, most=_MOST_DIGITS)
-    return value is not None and all(part == 0 or (part.is_Float and part._prec == 1) for part in value.as_real_imag())
+    """Whether its digits cannot be found, and it is tiny: sympy goes on with more digits until as many are sure as were
+    asked for, or gives a number of lower precision, which is what errors of rounding left."""
+    most = _MOST_DIGITS if point is None else _MOST_POINT_DIGITS
+    value, sure = _number(difference, point, most=most), sympy.Float(1, _DIGITS)._prec
+    tiny = sympy.Float(f"1e-{most // 2}")
+    return value is not None and all(
+        part == 0 or (part.is_Float and part._prec < sure and abs(part) < tiny) for part in value.as_real_imag()
+    )
 
 
 def _equal_at_points(gold: sympy.Expr, answer: sympy.Expr, symbols: Iterable[sympy.Symbol]) -> Result:
