@@ -68,6 +68,20 @@ PIECES += [
     "\\pm",
     "\\begin{pmatrix}",
 ]
+PIECES += [
+    "5 min ",
+    "\\text{min}",
+    "1 h ",
+    "1 h, ",
+    "^{th}",
+    "1 (1)",
+    " (",
+    "\\text{since",
+    "\\text{=",
+    "k",
+    "^{",
+    "^{x",
+]
 PIECES += ["\\\\", "^(", "USD ", "\\in", "\\cup", "=1", "e1", "√", "½", "²"]
 
 

@@ -13,7 +13,7 @@ from ssb_jax.answers import symbolic
 from ssb_jax.answers.choices import choice, same_letter
 from ssb_jax.answers.exact import exact_number
 from ssb_jax.answers.latex import key, tidy
-from ssb_jax.answers.quantities import Quantity, split_pair, units_ratio
+from ssb_jax.answers.quantities import Quantity, in_one_unit, split_pair, units_ratio
 from ssb_jax.answers.relations import INEQUALITIES, Region, name_and_values, region, same_names, variable
 from ssb_jax.answers.structure import Atom, Matrix, Relation, Seq, Union, Value, Words, parse, words
 
@@ -60,11 +60,12 @@ def compare(gold: str, answer: str) -> Match:
 
 
 def readings(gold: str, answer: str) -> list[tuple[str, str]]:
-    """The ways to read commas between digits: 1,234 is a number and may be a list; 0,5 may be a decimal."""
+    """The ways to read commas: 1,234 is a number and may be a list; 0,5 may be a decimal; 1 hour, 30 minutes is 90."""
     numbers = (_without_thousands(gold), _without_thousands(answer))
     pairs = [numbers, (gold, answer), (numbers[0], answer), (gold, numbers[1])]
     if ":" in gold and _TO.search(answer):
         pairs.append((gold, _TO.sub(":", answer)))
+    pairs.append((in_one_unit(gold), in_one_unit(answer)))
     if "," not in gold and (decimal := _DECIMAL_COMMA.match(answer)):
         pairs.append((gold, decimal.expand(r"\1.\2") + answer[decimal.end() :]))
     return list(dict.fromkeys(pairs))

@@ -31,6 +31,8 @@ _FONTS = "text|mbox|hbox|textbf|textit|textrm|texttt|textsf|textnormal|textup|ma
 _FONTS += "|mathnormal|boldsymbol|bm|emph|rm|bf|operatorname\\*?"
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|max|min"
 _SIZES = "left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|strut|mathstrut|bold"
+_SIZES += "|normalsize|small|large|Large|LARGE|huge|Huge"
+_ORDINAL = "(?:st|nd|rd|th)"
 
 # In this order: a rule may rely on those before it. No pattern can backtrack more than quadratically.
 _RULES: list[tuple[re.Pattern[str], str]] = [
@@ -57,7 +59,8 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
         (r"\{([^{}]+)\\choose\s*([^{}]+)\}", r"\\binom{\1}{\2}"),
-        (r"\\(?:l|r)?vert(?![a-zA-Z])|\\mid(?![a-zA-Z])", "|"),
+        (r"\\[lr]?[vV]ert(?![a-zA-Z])|\\mid(?![a-zA-Z])|\\\|", "|"),
+        (r"^\s*\\(?:implies|iff|(?:[Ll]ong)?[Rr]ightarrow)(?![a-zA-Z])", " "),
         (r"\\lbrace(?![a-zA-Z])", r"\\{"),
         (r"\\rbrace(?![a-zA-Z])", r"\\}"),
         (r"\\lbrack(?![a-zA-Z])", "["),
@@ -84,11 +87,22 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\p?mod\s*\{([^{}]*)\}|\\pmod\s*([0-9a-z])", r"\\text{ mod \1\2}"),
         (r"\\(?:operatorname|text|mathrm)\s*\{\s*a(?:rc)?(sin|cos|tan)\s*\}", r"\\arc\1 "),
         (r"(?<=[\s0-9{])([aApP])\.\s?[mM]\.?(?![a-zA-Z])", r"\1m"),
+        # behind a number these are minutes and seconds, unless there is something to apply a function to
+        (
+            r"(?<=[0-9}.)])(\s*)(?:\\(?:operatorname|mathrm|text|textrm)\s*\{\s*(min|sec)\.?\s*\}|(min|sec)(?![a-zA-Z])\.?)"
+            r"(?!\s*(?:[({^_]|\\(?!text|mathrm)|[a-zA-Z](?![a-zA-Z])))",
+            r"\1\\text{\2\3.}",  # with a point, so that the rules below leave them words
+        ),
         # fonts: a single letter loses its font, words become \text{...}
         (rf"\{{\s*\\(?:{_FONTS})(?![a-zA-Z])\s+([^{{}}]*)\}}", r"\\text{\1}"),
         (rf"\\(?:operatorname|mathrm|text|textrm)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
         (rf"\\(?:{_FONTS})\s*\{{", r"\\text{"),
         (r"\\text\{\s*\}", " "),
+        (r"\\text\{([^{}]*=[^{}]*)\}", r" \1 "),
+        (rf"(?<=[0-9])\s*\^\s*\{{\s*(\\text\{{\s*{_ORDINAL}\s*\}}|{_ORDINAL})\s*\}}", r"\\text{th}"),
+        (rf"(?<=[0-9])\s*\^\s*\\text\{{\s*{_ORDINAL}\s*\}}", r"\\text{th}"),
+        (r"°\s*([CF])(?![a-zA-Z])", r"°\\text{\1}"),
+        (r"(?<=[^\s,])\s*,?\s*\\text\{\s*,?\s*(?:since|because)(?![a-zA-Z]).*$", ""),  # the reason is no answer
         (r"\\text\{\s*pi\s*\}", r"\\pi "),
         (r"\\underline\s*\{([^{}]*)\}", r"\1"),
         (r"\\over(?:line|leftrightarrow)\s*\{\s*([A-Z]{2})\s*\}", r"\1"),

@@ -10,11 +10,11 @@ of the table are compared, with conversion inside a dimension (100 cm is 1 m). P
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from ssb_jax.answers.exact import exact_number
+from ssb_jax.answers.exact import exact_number, plain_decimal
 
 Dimension = tuple[tuple[str, int], ...]
 
@@ -60,6 +60,7 @@ _TABLE: list[tuple[str, str, Fraction]] = [
     ("fahrenheit", "°f fahrenheit", Fraction(1)),
 ]
 _UNITS = {name: (dimension, size) for dimension, names, size in _TABLE for name in names.split()}
+_UNIT_OF_MONEY = ((("money", 1),), Fraction(1))
 _SPEEDS = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "mps": "m/s", "fps": "ft/s"}
 _BARE = (
     {name for name in _UNITS if len(name) > 1 and name.isalpha()}
@@ -67,13 +68,13 @@ _BARE = (
     | {"am", "pm", "sq", "pct", "st", "nd", "rd", "th"}
 )
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SUFFIXES = {"k": 1000, "K": 1000, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9}  # m is a metre, but of money
 _BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
 _BASE_NAMES |= {"nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16"}
 
 _POWER = r"(?:\s*\^\s*\{?\s*(-?[1-9])\s*\}?)?"
-_TEXT_UNIT = re.compile(rf"\\text\{{([^{{}}]*)\}}{_POWER}$")
+_TEXT_UNIT = re.compile(rf"(/?)\s*\\text\{{([^{{}}]*)\}}{_POWER}$")
 _FRACTION_UNIT = re.compile(r"\\frac\{\s*\\text\{([^{}]*)\}\s*\}\{\s*\\text\{([^{}]*)\}\s*\}$")
-_SLASH_UNIT = re.compile(rf"\\text\{{([^{{}}]*)\}}\s*/\s*\\text\{{([^{{}}]*)\}}{_POWER}$")
 _BARE_UNIT = re.compile(rf"(?:(?<=[0-9.}})%])|(?<=[a-zA-Z°])(?=[\s/]))(\s*/?\s*)([a-zA-Z][a-zA-Z']*)\.?{_POWER}$")
 _BASE = re.compile(r"^(.*[0-9A-Za-z)}\]])\s*_\s*(?:\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\}|([0-9]))$")
 _CURRENCY = re.compile(
@@ -84,7 +85,7 @@ _PROSE = re.compile(r"([A-Za-z][A-Za-z ,.':]*[ :])(?=[-+$€£.]*[0-9])")
 _NO_PREFIX = {
     "not", "no", "never", "than", "least", "most", "except", "between", "or", "over", "under", "base", "minus",
     "negative", "without", "log", "ln", "sin", "cos", "tan", "lcm", "gcd", "min", "max", "mod", "vol", "half",
-    "cannot", "neither", "nor", "neg",
+    "cannot", "neither", "nor", "neg", "but", "up", "almost", "nearly", "roughly", "by",
 }  # fmt: skip
 # Words that change the number after them, unless a verb is between: `the inverse is 5`
 _OPERATIONS = {
@@ -93,17 +94,28 @@ _OPERATIONS = {
     "inverse", "reciprocal", "factorial", "above", "below", "before", "beyond", "plus", "times", "modulo", "twenty",
     "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "million", "billion",
 }  # fmt: skip
+_OPERATIONS_OF = {
+    "multiple", "multiples", "factor", "factors", "divisor", "divisors", "power", "powers", "sum", "product",
+    "difference", "quotient",
+}  # fmt: skip
 _VERBS = {
     "is", "are", "was", "were", "be", "equals", "equal", "has", "have", "had", "gives", "get", "gets", "got",
     "becomes",
 }  # fmt: skip
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
-_NO_UNIT = {"base", "or", "and", "not", "if", "unless", "factorial"}
+_NO_UNIT = {
+    "base", "or", "and", "not", "if", "unless", "factorial", "incorrect", "wrong", "false", "isn", "isnt", "least",
+    "most", "less", "fewer", "short", "minus", "plus", "than", "but", "except", "root", *_BASE_NAMES,
+}  # fmt: skip
 _PARTS = {
-    "half", "halve", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "hundredth",
+    "half", "halve", "third", "quarter", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "hundredth",
     "thousandth", "millionth", "billionth",
 }  # fmt: skip
 _POWERS = {"squared", "cubed"}  # of the number, where no unit stands before or after
+_TEXTS = re.compile(r"\\text\{([^{}]*)\}")
+_COMPOUND_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\.?(?:\s*,|\s+and(?![a-z]))?\s*")
+_COMPOUND = re.compile(rf"(?:{_COMPOUND_PART.pattern}){{2,3}}")
+_REPEATED = re.compile(r"(\S.*\S|[0-9]) \(\s*(?:=|\\approx)?\s*([^()]+)\)")
 _WHOLE_TEXT = re.compile(r"\\text\{([^{}]*[0-9][^{}]*)\}")
 _PERCENT_WORDS = {"percent", "percentage", "pct"}
 _SIGNS = "€£$¢₹¥"
@@ -124,11 +136,12 @@ class Quantity:
 @lru_cache(maxsize=4096)
 def split_quantity(text: str, *, letters: bool = False) -> Quantity:
     """Takes tidy text apart; with `letters`, a single letter after a space may be a unit (`5 m`) and no symbol."""
-    value = _drop_prose(_PREFIX, text)
+    value = _drop_prose(_PREFIX, _without_repetition(in_one_unit(text)))
     if whole := _WHOLE_TEXT.fullmatch(value):
         value = _drop_prose(_PROSE, whole.group(1).strip())
     sign, currency, value = _peel_currency(value)
-    value, words = _peel_units(value, letters=letters)
+    value, words = _peel_units(value, letters=letters, money=bool(currency))
+    scale, words = _peel_scale(words, money=bool(currency))
     percent = value.endswith("%") or not _PERCENT_WORDS.isdisjoint(words.split())
     value = value.rstrip("% ")
     if value.endswith("°") and not _TRIGONOMETRIC.search(value):
@@ -136,8 +149,30 @@ def split_quantity(text: str, *, letters: bool = False) -> Quantity:
     if value[1:] and value[-1] in _SIGNS:
         currency, value = value[-1], value[:-1].strip()
     value, base = _split_base(value)
-    scale = _SCALES.get(words.split(" ")[0].removesuffix("s"), 1)
     return Quantity((sign + value).strip(), percent, _unit(f"{currency} {words}"), base, scale)
+
+
+def in_one_unit(text: str) -> str:
+    r"""`1 hour 30 minutes` -> `90 \text{ minutes}`: parts of one dimension, each less than one of the unit before."""
+    plain = _TEXTS.sub(r" \1 ", text).strip()
+    if not _COMPOUND.fullmatch(plain):
+        return text
+    parts = [(Fraction(part[1]), _UNITS.get(part[2].lower()), part[2]) for part in _COMPOUND_PART.finditer(plain)]
+    units = [unit or _UNITS.get(name.lower().removesuffix("s")) for _, unit, name in parts]
+    if None in units or len({dimension for dimension, _ in units}) > 1:
+        return text
+    sizes = [size for _, size in units]
+    falling = all(parts[i][0] * sizes[i] < sizes[i - 1] for i in range(1, len(parts)))
+    total = sum(count * size for (count, *_), size in zip(parts, sizes, strict=True)) / sizes[-1]
+    return rf"{total} \text{{ {parts[-1][2]}}}" if falling else text
+
+
+def _without_repetition(text: str) -> str:
+    r"""`\frac{3}{4} (0.75)` -> `\frac{3}{4}`: the same number again, in brackets after a space."""
+    match = _REPEATED.fullmatch(text)
+    if match is None or (first := number(split_quantity(match[1]))) is None:
+        return text
+    return match[1] if number(split_quantity(match[2])) == first else text
 
 
 def _drop_prose(pattern: re.Pattern[str], text: str) -> str:
@@ -147,6 +182,7 @@ def _drop_prose(pattern: re.Pattern[str], text: str) -> str:
         return text
     said = re.findall(r"[a-z]+", match.group(1).lower().replace("n't", " not "))
     changed = not _NO_PREFIX.isdisjoint(said) or (said[-1] not in _VERBS and not _OPERATIONS.isdisjoint(said))
+    changed = changed or (said[-1] == "of" and not _OPERATIONS_OF.isdisjoint(said))
     return text if changed else text[match.end() :]
 
 
@@ -159,25 +195,26 @@ def _peel_currency(value: str) -> tuple[str, str, str]:
     return match.group(1), currency.lower().rstrip("."), value[match.end() :]
 
 
-def _peel_units(value: str, *, letters: bool) -> tuple[str, str]:
-    """Cuts words off the end; returns what is left and the words, lower case, powers written `^2`."""
+def _peel_units(value: str, *, letters: bool, money: bool) -> tuple[str, str]:
+    """Cuts words off the end; returns what is left and the words, powers written `^2`."""
     words = ""
     while True:
         value = value.rstrip()
         if match := _FRACTION_UNIT.search(value):
             found = f"{match.group(1)}/{match.group(2)}"
-        elif match := _SLASH_UNIT.search(value):
-            found = f"{match.group(1)}/{match.group(2)}" + (f"^{match.group(3)}" if match.group(3) else "")
-        elif (match := _TEXT_UNIT.search(value)) and _may_be_unit(value[: match.start()], match.group(1), words):
-            found = match.group(1).strip() + (f"^{match.group(2)}" if match.group(2) else "")
+        elif (match := _TEXT_UNIT.search(value)) and _may_be_unit(value[: match.start()], match.group(2), words):
+            found = match.group(1) + match.group(2).strip() + (f"^{match.group(3)}" if match.group(3) else "")
         elif (
             (match := _BARE_UNIT.search(value))
-            and _is_bare_unit(match.group(2), spaced=bool(match.group(1)), letters=letters)
-            and not _changes_number(value[: match.start()], match.group(2), words)
+            and (
+                _is_bare_unit(match.group(2), spaced=bool(match.group(1)), letters=letters)
+                or _is_scale(match.group(2), value[: match.start()], letters=letters, money=money)
+            )
+            and _may_be_unit(value[: match.start()], match.group(2), words)
         ):
             found = match.group(1).strip() + match.group(2) + (f"^{match.group(3)}" if match.group(3) else "")
         else:
-            return value, words.strip().lower()
+            return value, words.strip()
         words = f"{found} {words}"
         value = value[: match.start()]
 
@@ -207,6 +244,21 @@ def _is_bare_unit(word: str, *, spaced: bool, letters: bool) -> bool:
     if len(word) == 1:
         return letters and spaced and word in "mgshL"
     return spaced and len(word) > 2 and any(vowel in lower for vowel in "aeiouy")
+
+
+def _is_scale(word: str, before: str, *, letters: bool, money: bool) -> bool:
+    r"""Whether letters behind a number are a scale and no symbol: `\$5m`, and `5M` against a number."""
+    known = (word in _SUFFIXES and (letters or money)) or (word == "m" and money)
+    return known and exact_number(before) is not None
+
+
+def _peel_scale(words: str, *, money: bool) -> tuple[int, str]:
+    """What a first word such as `million` or `k` multiplies by, and the other words, lower case."""
+    first, _, rest = words.partition(" ")
+    scale = _SUFFIXES.get(first) or _SCALES.get(first.lower().removesuffix("s"))
+    if first == "m" and (money or _unit(rest) == _UNIT_OF_MONEY):
+        scale = 10**6
+    return (scale, rest.lower()) if scale else (1, words.lower())
 
 
 def _split_base(value: str) -> tuple[str, str | None]:
@@ -250,14 +302,40 @@ def _unit(words: str) -> tuple[Dimension, Fraction] | None:
     return (tuple(sorted(powers.items())), size) if powers and all(powers.values()) else None
 
 
+def _clock(gold: Quantity, answer: Quantity) -> tuple[Quantity, Quantity]:
+    """`6 pm` beside a time with minutes is `6:00 pm`."""
+    noon = ((("after noon", 1),), (("before noon", 1),))
+    if not (":" in gold.value or ":" in answer.value):
+        return gold, answer
+    hours = (side.unit is not None and side.unit[0] in noon and side.value.isdecimal() for side in (gold, answer))
+    return tuple(
+        replace(side, value=f"{side.value}:00") if hour else side
+        for side, hour in zip((gold, answer), hours, strict=True)
+    )
+
+
 def split_pair(gold: str, answer: str) -> tuple[Quantity, Quantity]:
     """Takes two sides apart: a letter is a unit on one side only when the other is a number."""
-    left, right = split_quantity(gold), split_quantity(answer)
+    left, right = _clock(split_quantity(gold), split_quantity(answer))
     if exact_number(left.value) is not None:
         return left, split_quantity(answer, letters=True)
     if exact_number(right.value) is not None:
         return split_quantity(gold, letters=True), right
     return left, right
+
+
+def number(quantity: Quantity) -> Fraction | None:
+    """The exact number that a quantity stands for in its unit, None when its value is something else."""
+    value = exact_number(quantity.value) if quantity.base is None else None
+    return None if value is None else value * quantity.scale / (100 if quantity.percent else 1)
+
+
+def last_place(quantity: Quantity) -> Fraction:
+    """One in the last decimal of a decimal number, 0 for other values."""
+    digits = quantity.value.lstrip("-+ ")
+    if plain_decimal(digits) is None:
+        return Fraction(0)
+    return Fraction(quantity.scale, 10 ** len(digits.partition(".")[2]) * (100 if quantity.percent else 1))
 
 
 def units_ratio(gold: Quantity, answer: Quantity) -> Fraction | None:

@@ -6,6 +6,7 @@ Looks at structure only: `x = 5` gives the value 5 to the name x, `2 < x \le 5` 
 import re
 from dataclasses import dataclass
 
+from ssb_jax.answers.quantities import last_place, number, split_quantity, units_ratio
 from ssb_jax.answers.structure import Atom, Relation, Seq, Union, Value, Words, parse
 
 INEQUALITIES = {"<", ">", "\\le", "\\ge", "\\ne"}
@@ -13,14 +14,17 @@ INEQUALITIES = {"<", ">", "\\le", "\\ge", "\\ne"}
 _SUBSCRIPT = r"(?:_\s*(?:\{[^{}]*\}|[a-zA-Z0-9]))?"
 _SYMBOL = rf"(?:\\?[a-zA-Z]+|\\(?:text|vec|hat|bar|overline|overrightarrow|mathbf)\s*\{{[^{{}}]*\}}){_SUBSCRIPT}'*"
 _NAME = re.compile(
-    rf"\|?\s*(?:m?\s*\\(?:angle|triangle)\s*)?{_SYMBOL}(?:\s*[A-Z])*\s*\|?(?:\^\s*\{{?\s*-1\s*\}}?)?"
-    r"(?:\s*\([^()=+]*\))?(?:\\text\{[^{}]*\})?"
+    rf"\|?\s*(?:m?\s*\\(?:angle|triangle)\s*)?(?P<name>{_SYMBOL})(?:\s*[A-Z])*\s*\|?"
+    r"(?:(?:(?<=[A-Z])|(?=[^(]*\())\^\s*\{?\s*-1\s*\}?)?"
+    # P(X = 2), but x(x - 1) is a product
+    r"(?:\s*\((?:(?!(?<!\\)(?P=name)(?![a-z]))(?:[^()]|\([^()]*\)))*\))?(?:\\text\{[^{}]*\})?"
+    r"|\[\s*[A-Z]{3,}\s*\]"  # an area
 )
 _TUPLE = re.compile(rf"\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)")
-_DECORATION = re.compile(
-    r"[\^_]\s*(?:\{[^{}]*\}|[a-zA-Z0-9])|\\(?:frac|cdot|times|alpha|beta|theta|lambda|mu|omega)(?![a-zA-Z])"
-)
-_COMBINED = re.compile(r"[-+*/(){}\s]*[a-zA-Z][-+*/(){}\sa-zA-Z]*")
+_TERM = re.compile(rf"(?:\\[a-zA-Z]+|[a-zA-Z]){_SUBSCRIPT}")
+_OPERATOR = re.compile(r"\\(?:frac|cdot|times)")
+_JOINED_NAME = re.compile(r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|lambda|mu|omega|phi)(?![a-zA-Z])).*")
+_JOINED = re.compile(r"(?:[-+*/(){}\s]|\^[0-9]*|(?<=\^\{)[0-9]+)*")
 _VARIABLE = re.compile(rf"(?:[a-zA-Z]|\\[a-z]+){_SUBSCRIPT}(?:\([a-z]\))?")
 _CONSTANT = re.compile(r"e|i|\\pi|\\infty|\\emptyset")
 _WITHOUT = re.compile(r"(.*\S)\s*(?:\\setminus|\\backslash|\\smallsetminus|-|/)\s*\\\{(.*)\\\}")
@@ -50,26 +54,34 @@ REALS = Region((Interval("-\\infty", "\\infty", False, False),))
 
 
 def is_name(text: str) -> bool:
-    """Whether a side of an equation only names what the other side gives: `x`, `f(x)`, `(x, y)`, `m + n`, words."""
+    """Whether a side of an equation only names what the other side gives: `x`, `f(x)`, `|z|`, `(x, y)`, `m + n`, words.
+
+    A question may ask for a combination of two names or more (`xy`, `a^2 + b^2`), but `x^2` and `-x` only hide x.
+    """
     text = text.strip()
     if _CONSTANT.fullmatch(text):
         return False
     if _TUPLE.fullmatch(text) or all(_NAME.fullmatch(part.strip()) for part in text.split(":")):
         return True
-    return bool(_COMBINED.fullmatch(_DECORATION.sub(" ", text)))
+    names = {term for term in _TERM.findall(text) if not _OPERATOR.fullmatch(term) and not _CONSTANT.fullmatch(term)}
+    combined = len(names) > 1 and not text.startswith("-") and all(map(_JOINED_NAME.fullmatch, names))
+    return combined and bool(_JOINED.fullmatch(_TERM.sub(" ", text)))
 
 
 def name_and_values(relation: Relation) -> tuple[str | None, list[Value]]:
     """The name that an equation gives a value to, and the value; several when they are said to be about equal.
 
-    No values when the equation is a condition and no definition (`2x + 3 = 7`). A chain ends in its value.
+    No values when the equation is a condition and no definition (`2x + 3 = 7`), or contradicts itself (`x = 12 = 18`).
+    A chain ends in its value.
     """
-    if set(relation.operators) & INEQUALITIES:
+    if set(relation.operators) & INEQUALITIES or _contradicts_itself(relation):
         return None, []
     sides = list(relation.sides)
     name = None
     if is_name(sides[0]):
         name = sides.pop(0)
+    elif any(isinstance(parse(side), Words) for side in sides):
+        return None, []
     elif len(sides) == 2 and is_name(sides[1]):
         name = sides.pop()
     elif any(_LETTER.search(re.sub(r"\\text\{[^{}]*\}", "", side)) for side in sides):
@@ -77,6 +89,19 @@ def name_and_values(relation: Relation) -> tuple[str | None, list[Value]]:
     either = "\\approx" in relation.operators or any("\\text" in side for side in sides)  # 3 hours = 180 minutes
     texts = sides if either else sides[-1:]
     return name and re.sub(r"\s|\\left|\\right", "", name), [parse(text) for text in texts]
+
+
+def _contradicts_itself(relation: Relation) -> bool:
+    """Whether neighbours are different numbers; about equal ones differ by less than one in their last decimal."""
+    sides = [split_quantity(side) for side in relation.sides]
+    for one, other, operator in zip(sides, sides[1:], relation.operators, strict=False):
+        left, right, ratio = number(one), number(other), units_ratio(one, other)
+        if left is None or right is None:
+            continue
+        step = max(last_place(one), last_place(other)) if operator == "\\approx" else 0
+        if ratio is None or (left != right * ratio and abs(left - right * ratio) >= step):
+            return True
+    return False
 
 
 def same_names(gold: str, answer: str) -> bool:

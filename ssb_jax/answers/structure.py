@@ -74,6 +74,7 @@ _SHORT_WORDS = {
     "yes", "no", "odd", "red", "one", "two", "six", "ten", "won", "now", "net",
 }  # fmt: skip
 _NAME = re.compile(r"[A-Z][a-z]?[aeiouy][a-z]?")
+_EITHER_SIGN = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
 _MAX_DEPTH = 8
 
 
@@ -161,11 +162,11 @@ def split_relation(text: str) -> tuple[list[str], list[str]]:
 
 def both_signs(text: str) -> list[str]:
     r"""`a \pm b` -> the two values; anything else -> itself."""
-    if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text):
+    if not _EITHER_SIGN.search(text):
         return [text]
     upper = re.sub(r"\\mp(?![a-zA-Z])", "-", re.sub(r"\\pm(?![a-zA-Z])", "+", text))
     lower = re.sub(r"\\mp(?![a-zA-Z])", "+", re.sub(r"\\pm(?![a-zA-Z])", "-", text))
-    return [re.sub(r"^\s*\+", "", upper), re.sub(r"^\s*\+", "", lower)]
+    return [re.sub(r"(^|[(,])\s*\+", r"\1", side) for side in (upper, lower)]
 
 
 def _items(parts: list[str], depth: int) -> tuple[Value, ...]:
@@ -198,8 +199,11 @@ def _grouped(text: str, depth: int) -> Value | None:
     parts = split(inside, separators)
     if not all(parts):
         return None
-    if len(parts) == 1 and opening == "(" and closing == ")":
-        return parse(inside, depth + 1)
+    if opening == "(" and closing == ")":
+        if len(parts) == 1:
+            return parse(inside, depth + 1)
+        if len(both_signs(text)) > 1 and len(_EITHER_SIGN.findall(text)) == 1:  # two points
+            return Seq("", "", tuple(parse(point, depth + 1) for point in both_signs(text)))
     return Seq(opening, closing, _items(parts, depth))
 
 

@@ -28,6 +28,7 @@ _CONFIG = ConversionConfig(lowercase_symbols=False)
 _IMAGINARY = ("i", "math{i}")
 _MIXED = re.compile(r"(?<![0-9A-Za-z.^_}])([0-9]+)\s*(\\frac\{\s*[0-9]+\s*\}\{\s*[0-9]+\s*\})")  # 1\frac{1}{2}x
 _PRIMED = re.compile(r"(?<![a-zA-Z\\])([a-zA-Z])('+)")  # C' is not C
+_ARC = re.compile(r"[0-9]\s*'(?!')")  # minutes of arc, or feet
 _CLOCK = re.compile(r"[0-9]{1,2}:[0-9]{2}")
 _UNDEFINED = (sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
 
@@ -138,6 +139,17 @@ class _ExactReader(_Latex2Sympy):
         value = Fraction(digits) * Fraction(10) ** int(power or "0")
         return sympy.Rational(value.numerator, value.denominator)
 
+    def convert_func(self, func):
+        """An odd root of a real number is real: the cube root of -8 is -2."""
+        read = super().convert_func(func)
+        if not func.FUNC_SQRT() or not func.root or not read.is_Pow or not (1 / read.exp).is_odd:
+            return read
+        base = read.base.doit()
+        names = {symbol.name for symbol in base.free_symbols}
+        if base.is_nonnegative or not names.isdisjoint(_IMAGINARY) or not (names or base.is_extended_real):
+            return read
+        return sympy.sign(base) * sympy.Abs(base) ** read.exp
+
 
 @lru_cache(maxsize=512)
 def expression(text: str) -> tuple[sympy.Basic, bool]:
@@ -148,6 +160,8 @@ def expression(text: str) -> tuple[sympy.Basic, bool]:
     Raises:
       UnreadableError: the parser refuses it.
     """
+    if _ARC.search(text):
+        raise UnreadableError(f"a prime behind a number in {text[:60]!r}")
     try:
         read = _ExactReader(is_real=None, convert_degrees=True, config=_CONFIG).parse(_for_parser(text))
     except (MemoryError, PermissionError):  # the limits of a grader, not an answer's fault
