@@ -60,7 +60,8 @@ EQUAL = [
     (r"(1,0),(-1,0)", r"(\pm 1, 0)"),
     (r"\{\pm 1, 0\}", "0,1,-1"),
     # definitions
-    ("5", r"x=5 ; 5=x ; f(2)=5 ; f(g(2))=5 ; m+n=5 ; a^2+b^2=5 ; a^{2}+b^{10}=5 ; xy=5 ; \alpha+\beta=5 ; a_1+a_2=5"),
+    ("5", r"x=5 ; 5=x ; f(2)=5 ; f(\frac12)=5 ; f(g(2))=5"),
+    ("5", r"m+n=5 ; a^2+b^2=5 ; a^{2}+b^{10}=5 ; xy=5 ; \alpha+\beta=5 ; a_1+a_2=5"),
     ("5", r"P(X=2)=5 ; [ABC]=5 ; \lVert v\rVert=5 ; \|v\|=5 ; |AB|=5 ; |z|=5 ; \implies x = 5 ; \Rightarrow 5"),
     ("5", r"x=2+3=5 ; x=y=5 ; x = 5 = 5.0 ; f^{-1}(2)=5 ; 5\text{ dollars}=500\text{ cents}"),
     (r"\frac83", r"\frac83\approx 2.67 ; \frac83 \approx 2.66"),

@@ -89,7 +89,8 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"(?<=[\s0-9{])([aApP])\.\s?[mM]\.?(?![a-zA-Z])", r"\1m"),
         # behind a number these are minutes and seconds, unless there is something to apply a function to
         (
-            r"(?<=[0-9}.)])(\s*)(?:\\(?:operatorname|mathrm|text|textrm)\s*\{\s*(min|sec)\.?\s*\}|(min|sec)(?![a-zA-Z])\.?)"
+            r"(?<=[0-9}.)])(\s*)"
+            r"(?:\\(?:operatorname|mathrm|text|textrm)\s*\{\s*(min|sec)\.?\s*\}|(min|sec)(?![a-zA-Z])\.?)"
             r"(?!\s*(?:[({^_]|\\(?!text|mathrm)|[a-zA-Z](?![a-zA-Z])))",
             r"\1\\text{\2\3.}",  # with a point, so that the rules below leave them words
         ),

@@ -154,8 +154,7 @@ def split_quantity(text: str, *, letters: bool = False) -> Quantity:
 
 def in_one_unit(text: str) -> str:
     r"""`1 hour 30 minutes` -> `90 \text{ minutes}`: parts of one dimension, each less than one of the unit before."""
-    plain = _TEXTS.sub(r" \1 ", text).strip()
-    if not _COMPOUND.fullmatch(plain):
+    if text.isdecimal() or not _COMPOUND.fullmatch(plain := _TEXTS.sub(r" \1 ", text).strip()):
         return text
     parts = [(Fraction(part[1]), _UNITS.get(part[2].lower()), part[2]) for part in _COMPOUND_PART.finditer(plain)]
     units = [unit or _UNITS.get(name.lower().removesuffix("s")) for _, unit, name in parts]
@@ -169,7 +168,7 @@ def in_one_unit(text: str) -> str:
 
 def _without_repetition(text: str) -> str:
     r"""`\frac{3}{4} (0.75)` -> `\frac{3}{4}`: the same number again, in brackets after a space."""
-    match = _REPEATED.fullmatch(text)
+    match = _REPEATED.fullmatch(text) if " (" in text else None
     if match is None or (first := number(split_quantity(match[1]))) is None:
         return text
     return match[1] if number(split_quantity(match[2])) == first else text
