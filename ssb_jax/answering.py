@@ -122,7 +122,7 @@ def _counts(folder: Path) -> dict:
 def _read_stats(path: Path) -> EngineStats:
     try:
         return EngineStats(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise SsbError(f"{path} is not readable ({error}); delete it: only the engine's own counts are in it") from None
 
 

@@ -279,7 +279,7 @@ def begin(folder: Path, *, stage: str, made_from: Mapping[str, Any]) -> Manifest
         raise SsbError(f"{folder} holds files, and nothing says with which settings; delete {folder} to make it again")
     try:
         earlier = json.loads(begun.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise SsbError(f"{begun} is not JSON; delete {folder} to make it again") from None
     _refuse_other(folder, stage, earlier, made_from)
     return None

@@ -125,7 +125,7 @@ def read_cost(folder: Path) -> Cost | None:
         return None
     try:
         return Cost(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SsbError(f"{path}: expected {', '.join(Cost.__dataclass_fields__)} as JSON; {error}") from None
 
 

@@ -110,7 +110,7 @@ def _results(run_folder: Path) -> dict[str, dict[str, Any]]:
     path = run_folder / "evaluation" / "results.json"
     try:
         return json.loads(path.read_bytes())["sets"] if path.exists() else {}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SsbError(f"{path} cannot be read ({error}); delete it and run `ssb eval` again") from None
 
 

@@ -159,6 +159,14 @@ def test_a_broken_begun_file_binds_or_is_refused(tmp_path, data):
     assert made is None or read_manifest(folder).made_from == MADE_FROM
 
 
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff"], ids=["deep", "cut off", "not UTF-8"])
+def test_a_begun_file_that_is_not_json_is_named(tmp_path, content):
+    (tmp_path / "begun.json").write_bytes(content)
+    (tmp_path / "rows.jsonl").write_bytes(to_line(RECORDS[0]))
+    with pytest.raises(SsbError, match="begun.json is not JSON"):
+        complete(tmp_path, stage="questions", made_from=MADE_FROM, make=dict)
+
+
 @given(st.data())
 @fuzz(60)
 def test_a_broken_log_of_steps_is_named_by_line(tmp_path, data):

@@ -103,7 +103,7 @@ def _from_json(path: Path, *, folder: Path | None) -> Iterator[Result]:
             yield from _of_set(values, name, found, path, folder)
     except OSError as error:
         raise SsbError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SsbError(
             f"{path}: expected results as JSON with sets, each with rows of id and correct, or of id and answers; "
             f"{_what(error)}"

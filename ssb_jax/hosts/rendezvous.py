@@ -96,7 +96,7 @@ def _accept(
     connection.settimeout(10)
     try:
         card = _Card(**json.loads(_line(connection)))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         connection.close()
         return
     if card.index in cards:
@@ -133,7 +133,13 @@ def _introduce(place: Place, card: _Card, deadline: float, timeout: float) -> No
                 connection.sendall(json.dumps(asdict(card)).encode() + b"\n")
                 connection.settimeout(timeout + 10)
                 problem = json.loads(_line(connection))["problem"]
-        except (OSError, ValueError, TypeError, KeyError) as error:  # not up yet, or still ending an earlier run
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+        ) as error:  # not up yet, or still ending an earlier run
             reason = str(error)
             time.sleep(0.2)
             continue

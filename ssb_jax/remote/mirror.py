@@ -130,7 +130,7 @@ class Mirror:
         path = self.folder / _PUSHED
         try:
             return {k: tuple(v) for k, v in json.loads(path.read_bytes()).items() if v} if path.exists() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise SsbError(f"{path} is not readable; delete it") from None
 
 

@@ -106,7 +106,7 @@ def _read_results(folder: Path) -> dict[str, dict]:
     path = folder / "evaluation" / "results.json"
     try:
         return json.loads(path.read_bytes())["sets"] if path.exists() else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SsbError(f"{path} cannot be read ({error}); delete it and run `ssb eval` again") from None
 
 

@@ -44,7 +44,7 @@ def shaded_tokens(folder: Path, config: Config, *, limit: int) -> dict[str, list
     """
     pairs = read_jsonl(folder / "pairs" / "pairs.jsonl", Pair)[:limit]
     identity, cache = made_from(folder, pairs), folder / CACHE
-    if cache.exists() and (kept := json.loads(cache.read_bytes()))["made_from"] == identity:
+    if (kept := _kept(cache)) is not None and kept["made_from"] == identity:
         return kept["tokens"]
     workspace = Workspace(config)
     store = open_store(folder / "targets")
@@ -61,6 +61,15 @@ def shaded_tokens(folder: Path, config: Config, *, limit: int) -> dict[str, list
     except OSError as error:
         note(f"{cache} cannot be written ({error.strerror}); the next report computes it again")
     return tokens
+
+
+def _kept(cache: Path) -> dict[str, Any] | None:
+    """What an earlier report kept; None where there is nothing, or nothing that can be read: it is computed again."""
+    try:
+        kept = json.loads(cache.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return kept if isinstance(kept, dict) and {"made_from", "tokens"} <= kept.keys() else None
 
 
 def made_from(folder: Path, pairs: Sequence[Pair]) -> str:
