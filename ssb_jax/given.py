@@ -50,15 +50,17 @@ def given_rollouts(
     """The answers to one set, `num_samples` a question, in question order; none where no row belongs to the set.
 
     Raises:
-      SsbError: a question has more or fewer answers than that.
+      SsbError: a question has more or fewer answers than that, or a row's id and text are of two questions.
     """
     by_text = {normalise(question.question): question.id for question in questions}
     given: dict[str, list[GivenAnswer]] = {question.id: [] for question in questions}
     for row in rows:
         if row.set in (None, set_name):
-            key = row.id if row.id in given else by_text.get(normalise(row.question or ""))
-            if key is not None:
-                given[key].append(row)
+            named, asked = row.id if row.id in given else None, by_text.get(normalise(row.question or ""))
+            if named and asked and named != asked:
+                raise SsbError(f"{source}: a row has the id {named} and the text of question {asked}; mend one of them")
+            if named or asked:
+                given[named or asked].append(row)
     if not any(given.values()):
         return []
     wrong = {key: len(found) for key, found in given.items() if len(found) != num_samples}

@@ -109,6 +109,7 @@ def test_given_answers_are_found_by_id_or_text(tmp_path):
     [
         ([{"id": "q0", "response": "a"}], "7 questions have too few, 0 too many, the first is q1 with 0"),
         ([{"id": f"q{i // 2}", "response": "a"} for i in range(16)], "0 questions have too few, 8 too many"),
+        ([{"id": "q0", "question": "What is 1?", "response": "a"}], "the id q0 and the text of question q1"),
         ([{"response": "a"}], "1 of 1 rows have neither id nor question"),
         ([{"id": "q0"}], "line 1: expected a JSON object for a GivenAnswer; response"),
         ([], "found none"),

@@ -12,6 +12,11 @@ from ssb_jax.console import note, table
 @in_run_folder
 def run(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """All stages; those that are complete are skipped."""
+    run_whole(config, out, overrides)
+
+
+def run_whole(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
+    """From questions to results, in as many rounds as the settings ask for."""
     with opened(config, out, overrides) as (pipeline, current):
         if current.config.rounds > 1:
             from ssb_jax.rounds import run_rounds

@@ -15,6 +15,7 @@ def study(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
 
     The comparison goes to study.csv, study.json and study.svg in the study's folder too.
     """
+    from ssb_jax import hosts
     from ssb_jax.artifacts import owning
 
     if not isinstance(out, Path):
@@ -23,7 +24,7 @@ def study(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
         settings = load_config(config, overrides)
     except SsbError as error:
         raise click.UsageError(str(error)) from None
-    with owning(out):
+    with hosts.stopping_on_sigterm(), owning(out):
         use_compilation_cache(settings)
         from ssb_jax.study import run_study
 
