@@ -21,7 +21,7 @@ from ssb_jax.config import Grading, SsbError
 from ssb_jax.console import note, progress
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.weights import read_config
-from ssb_jax.records import Outcome, Rollout, StopReason, Verdict
+from ssb_jax.records import Outcome, Rollout, StopReason, Verdict, parse_json
 from ssb_jax.sampling import Completion, EngineStats, Request, SamplingParams, generate
 from ssb_jax.workspace import Workspace
 
@@ -121,8 +121,8 @@ def _counts(folder: Path) -> dict:
 
 def _read_stats(path: Path) -> EngineStats:
     try:
-        return EngineStats(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
+        return EngineStats(**parse_json(path.read_bytes()))
+    except (ValueError, TypeError) as error:
         raise SsbError(f"{path} is not readable ({error}); delete it: only the engine's own counts are in it") from None
 
 

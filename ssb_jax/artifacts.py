@@ -24,6 +24,7 @@ import pydantic
 from typing_extensions import TypedDict
 
 from ssb_jax.config import Config, SsbError
+from ssb_jax.records import parse_json
 
 Record = TypeVar("Record")
 
@@ -278,8 +279,8 @@ def begin(folder: Path, *, stage: str, made_from: Mapping[str, Any]) -> Manifest
     if not begun.exists():
         raise SsbError(f"{folder} holds files, and nothing says with which settings; delete {folder} to make it again")
     try:
-        earlier = json.loads(begun.read_bytes())
-    except (ValueError, RecursionError):
+        earlier = parse_json(begun.read_bytes())
+    except ValueError:
         raise SsbError(f"{begun} is not JSON; delete {folder} to make it again") from None
     _refuse_other(folder, stage, earlier, made_from)
     return None

@@ -4,7 +4,6 @@ The tokenizer is the checkpoint's own tokenizer.json, loaded as it is: transform
 splitting rules of the architecture's class in place of the file's. Knows no model and no JAX.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from ssb_jax.config import Sampling, SsbError
+from ssb_jax.records import parse_json
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def generation_defaults(folder: str | Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        values = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise SsbError(f"{path}: expected JSON: {error}") from None
     if not isinstance(values, dict):
         raise SsbError(f"{path}: expected a JSON object, got {type(values).__name__}")

@@ -20,7 +20,7 @@ from ssb_jax.config import Config, Lora, SsbError, load_config
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import lora_shapes
 from ssb_jax.model.weights import read_config, resolve_model
-from ssb_jax.records import Pair, Rollout, Trial
+from ssb_jax.records import Pair, Rollout, Trial, parse_json
 
 COST = "cost.json"
 
@@ -124,8 +124,8 @@ def read_cost(folder: Path) -> Cost | None:
     if not path.exists():
         return None
     try:
-        return Cost(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return Cost(**parse_json(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise SsbError(f"{path}: expected {', '.join(Cost.__dataclass_fields__)} as JSON; {error}") from None
 
 

@@ -1,6 +1,5 @@
 """A model card for an exported model: what it is, results, data, settings, and the code that made it."""
 
-import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from omegaconf import OmegaConf
 
 from ssb_jax.artifacts import Manifest, read_manifest
 from ssb_jax.config import Config, SsbError
+from ssb_jax.records import parse_json
 
 _METHODS = {
     "ssb": "Semantic Soft Bootstrapping (arXiv 2512.05105)",
@@ -109,8 +109,8 @@ def model_card(run_folder: Path, *, config: Config, trained: Manifest, base: str
 def _results(run_folder: Path) -> dict[str, dict[str, Any]]:
     path = run_folder / "evaluation" / "results.json"
     try:
-        return json.loads(path.read_bytes())["sets"] if path.exists() else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return parse_json(path.read_bytes())["sets"] if path.exists() else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SsbError(f"{path} cannot be read ({error}); delete it and run `ssb eval` again") from None
 
 

@@ -3,8 +3,10 @@
 Everything imports this module; it imports nothing of ours. Reasons are enums, so a count by reason is a group-by.
 """
 
+import json
 import unicodedata
 from enum import StrEnum
+from typing import Any
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -56,6 +58,18 @@ class Question:
 def normalise(question: str) -> str:
     """A question's text without differences of case, white space and Unicode form: equal texts are one question."""
     return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
+
+
+def parse_json(data: bytes | str) -> Any:
+    """`json.loads`, for which text that is nested too deeply is no JSON either.
+
+    Raises:
+      ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 @dataclass(frozen=True, config=STRICT)

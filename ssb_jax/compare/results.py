@@ -13,7 +13,6 @@ A CSV has one row a question of the set, with its method's cost on every row.
 """
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ssb_jax.config import SsbError
-from ssb_jax.records import Outcome
+from ssb_jax.records import Outcome, parse_json
 
 AXES = ("questions", "generated_tokens", "flops", "device_seconds")
 BASE = "base"
@@ -97,13 +96,13 @@ def _read(source: Path) -> Iterator[Result]:
 
 def _from_json(path: Path, *, folder: Path | None) -> Iterator[Result]:
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
         sets = values["sets"]
         for name, found in sets.items():
             yield from _of_set(values, name, found, path, folder)
     except OSError as error:
         raise SsbError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SsbError(
             f"{path}: expected results as JSON with sets, each with rows of id and correct, or of id and answers; "
             f"{_what(error)}"

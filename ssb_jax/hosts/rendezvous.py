@@ -14,6 +14,7 @@ from typing import Any
 from ssb_jax.artifacts import differences
 from ssb_jax.config import SsbError
 from ssb_jax.console import note
+from ssb_jax.records import parse_json
 
 MOST_SKEW = 60.0  # seconds between two hosts' clocks, above which it is said
 
@@ -95,8 +96,8 @@ def _accept(
         return
     connection.settimeout(10)
     try:
-        card = _Card(**json.loads(_line(connection)))
-    except (OSError, ValueError, TypeError, RecursionError):
+        card = _Card(**parse_json(_line(connection)))
+    except (OSError, ValueError, TypeError):
         connection.close()
         return
     if card.index in cards:
@@ -132,14 +133,8 @@ def _introduce(place: Place, card: _Card, deadline: float, timeout: float) -> No
             with socket.create_connection((host, _port(place)), timeout=5) as connection:
                 connection.sendall(json.dumps(asdict(card)).encode() + b"\n")
                 connection.settimeout(timeout + 10)
-                problem = json.loads(_line(connection))["problem"]
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            RecursionError,
-        ) as error:  # not up yet, or still ending an earlier run
+                problem = parse_json(_line(connection))["problem"]
+        except (OSError, ValueError, TypeError, KeyError) as error:  # not up yet, or still ending an earlier run
             reason = str(error)
             time.sleep(0.2)
             continue

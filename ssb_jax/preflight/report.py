@@ -14,7 +14,7 @@ from ssb_jax.preflight.compiled import Compiled, compile_program, estimated
 from ssb_jax.preflight.estimate import SAFE
 from ssb_jax.preflight.programs import stage_programs
 from ssb_jax.preflight.roofline import Step, stage_steps
-from ssb_jax.preflight.workload import Job, abstract, job_of
+from ssb_jax.preflight.workload import Job, abstract, make_job
 
 _HELD = ("weights", "cache", "optimizer")
 
@@ -28,7 +28,8 @@ def preflight(job: Job, *, stages: Sequence[str], source: str = "", compiling: b
       compiling: False: memory by estimate too, for which `SAFE` of a chip's memory counts.
     """
     chip = job.topology.chip
-    results = {stage: _stage(job_of(job, stage), stage, compiling=compiling) for stage in stages}
+    given = (job.config, job.shape, job.topology, job.assumed)
+    results = {stage: _stage(make_job(*given, stage=stage), stage, compiling=compiling) for stage in stages}
     hours = [result["hours"] for result in results.values()]
     known = all(h is not None for h in hours)
     return {

@@ -175,11 +175,6 @@ def make_job(
     return Job(config, shape, topology, mesh, assumed)
 
 
-def job_of(job: Job, stage: str) -> Job:
-    """The job on the mesh of a stage, as `Workspace` lays the weights out for it."""
-    return make_job(job.config, job.shape, job.topology, job.assumed, stage=stage)
-
-
 def dtype_of(config: Config, platform: str) -> jnp.dtype:
     """Of weights and activations, as `Workspace` chooses it on such devices."""
     name = config.model.dtype

@@ -13,6 +13,7 @@ from uuid import uuid4
 from ssb_jax.artifacts import MANIFEST, digest, owning, write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.console import note
+from ssb_jax.records import parse_json
 from ssb_jax.remote.lock import Lock, repeating
 from ssb_jax.remote.store import Store, open_store
 
@@ -129,8 +130,8 @@ class Mirror:
     def _recorded(self) -> dict[str, Stamp]:
         path = self.folder / _PUSHED
         try:
-            return {k: tuple(v) for k, v in json.loads(path.read_bytes()).items() if v} if path.exists() else {}
-        except (ValueError, RecursionError):
+            return {k: tuple(v) for k, v in parse_json(path.read_bytes()).items() if v} if path.exists() else {}
+        except ValueError:
             raise SsbError(f"{path} is not readable; delete it") from None
 
 

@@ -1,6 +1,5 @@
 """A run folder, finished or not -> what the report shows of it. Writes nothing, and needs no model."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from ssb_jax.compare.results import begun_cells
 from ssb_jax.config import Config, SsbError, load_config
 from ssb_jax.metrics import read_metrics
 from ssb_jax.pipeline import funnel_of
-from ssb_jax.records import Hint, Lesson, Outcome, Pair, Question, Rollout, Verdict
+from ssb_jax.records import Hint, Lesson, Outcome, Pair, Question, Rollout, Verdict, parse_json
 
 KEPT = "kept"
 _LONGEST = 20_000  # characters of one text that the page shows
@@ -105,8 +104,8 @@ def _missing(folder: Path, config: Config, sets: Mapping[str, dict]) -> Iterable
 def _read_results(folder: Path) -> dict[str, dict]:
     path = folder / "evaluation" / "results.json"
     try:
-        return json.loads(path.read_bytes())["sets"] if path.exists() else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return parse_json(path.read_bytes())["sets"] if path.exists() else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SsbError(f"{path} cannot be read ({error}); delete it and run `ssb eval` again") from None
 
 

@@ -23,7 +23,7 @@ from ssb_jax.model.adapters import load_adapter
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer
-from ssb_jax.records import Pair
+from ssb_jax.records import Pair, parse_json
 from ssb_jax.stages.targets import whole_targets
 from ssb_jax.store import open_store
 from ssb_jax.workspace import Workspace
@@ -66,8 +66,8 @@ def shaded_tokens(folder: Path, config: Config, *, limit: int) -> dict[str, list
 def _kept(cache: Path) -> dict[str, Any] | None:
     """What an earlier report kept; None where there is nothing, or nothing that can be read: it is computed again."""
     try:
-        kept = json.loads(cache.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+        kept = parse_json(cache.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
     return kept if isinstance(kept, dict) and {"made_from", "tokens"} <= kept.keys() else None
 

@@ -1,7 +1,6 @@
 """Data set rows -> Questions: from a JSONL file, the hub, or the built-in arithmetic generator."""
 
 import hashlib
-import json
 import math
 import random
 import re
@@ -11,7 +10,7 @@ from typing import Any
 
 from ssb_jax.artifacts import write_jsonl
 from ssb_jax.config import Data, SsbError
-from ssb_jax.records import Question, normalise
+from ssb_jax.records import Question, normalise, parse_json
 from ssb_jax.tiny.problems import load_split
 
 BUILTIN = "builtin:arithmetic"
@@ -75,8 +74,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
             try:
-                row = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError) as error:
+                row = parse_json(line) if line.strip() else None
+            except ValueError as error:
                 raise SsbError(f"{where}: expected a JSON object: {error}") from None
             if not line.strip():
                 continue
