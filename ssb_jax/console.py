@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -55,8 +56,10 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
         grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*(_format(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width, highlight=False, quiet=_STDERR.quiet).print(grid, markup=False)
+    console = Console(highlight=False, quiet=_STDERR.quiet)
+    if not sys.stdout.isatty():  # a file has room for every column
+        console.width = max(120, Measurement.get(console, console.options.update(max_width=10_000), grid).maximum)
+    console.print(grid, markup=False)
 
 
 def mapping(values: Mapping[str, object]) -> str:

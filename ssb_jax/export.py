@@ -21,12 +21,19 @@ from ssb_jax.workspace import Workspace
 def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = None) -> None:
     """Writes the adapter of a finished run to `peft`, and the base with the adapter added to `merged`.
 
-    A quantized base is merged as it was before it was quantized.
+    A quantized base is merged as it was before it was quantized. Of a run of several rounds it is the last one's
+    adapter, whose base is the round before.
 
     Raises:
       SsbError: the run has no finished adapter, or an output folder is not empty.
     """
     config = load_config(run_folder / "config.yaml")
+    if config.rounds > 1:
+        run_folder = run_folder / "rounds" / f"{config.rounds:02d}"
+        if not (run_folder / "config.yaml").is_file():
+            raise SsbError(f"{run_folder.parent.parent} has not begun its last round; run `ssb run` to its end first")
+        config = load_config(run_folder / "config.yaml")
+        note(f"the adapter of {run_folder}, whose base is {config.model.path}")
     training = training_folder(run_folder, config)
     trained = read_manifest(training)
     if trained is None:

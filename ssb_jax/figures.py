@@ -12,6 +12,7 @@ COLOURS = ("#0072b2", "#c14f00", "#007a5e", "#a8508a", "#6b6b6b", "#5a3fb5", "#8
 _STYLE = {
     "svg.fonttype": "path",  # looks the same wherever it is opened
     "svg.hashsalt": "ssb",  # the same figure is the same bytes
+    "text.parse_math": False,  # names may hold dollar signs
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -52,7 +53,7 @@ def save_figure(drawn, path: Path) -> None:
     Raises:
       SsbError: the format is none of `FORMATS`.
     """
-    if path.suffix not in FORMATS:
+    if path.suffix not in FORMATS or path.is_dir():
         raise SsbError(f"{path}: expected a figure's name to end with {', '.join(FORMATS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, dpi=150)

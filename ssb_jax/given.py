@@ -7,10 +7,11 @@ A row names its question by `id`, or by its text; several rows of one question a
 passed over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
 from ssb_jax.artifacts import read_jsonl
@@ -18,12 +19,16 @@ from ssb_jax.config import SsbError
 from ssb_jax.records import Question, Rollout, StopReason, normalise
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="ignore", coerce_numbers_to_str=True))
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="ignore"))
 class GivenAnswer:
     """One row; `set` may be left out, `finish_reason` is `length` where the answer was cut off."""
 
     response: str
-    id: str | None = None
+    id: Annotated[str, BeforeValidator(_as_text)] | None = None
     question: str | None = None
     set: str | None = None
     finish_reason: str | None = None
@@ -52,15 +57,9 @@ def given_rollouts(
     Raises:
       SsbError: a question has more or fewer answers than that, or a row's id and text are of two questions.
     """
-    by_text = {normalise(question.question): question.id for question in questions}
     given: dict[str, list[GivenAnswer]] = {question.id: [] for question in questions}
-    for row in rows:
-        if row.set in (None, set_name):
-            named, asked = row.id if row.id in given else None, by_text.get(normalise(row.question or ""))
-            if named and asked and named != asked:
-                raise SsbError(f"{source}: a row has the id {named} and the text of question {asked}; mend one of them")
-            if named or asked:
-                given[named or asked].append(row)
+    for row, key in _assigned(rows, questions, set_name, source):
+        given[key].append(row)
     if not any(given.values()):
         return []
     wrong = {key: len(found) for key, found in given.items() if len(found) != num_samples}
@@ -71,6 +70,26 @@ def given_rollouts(
             f"questions have too few, {len(wrong) - missing} too many, the first is {first} with {wrong[first]}"
         )
     return [_rollout(key, sample, row) for key, found in given.items() for sample, row in enumerate(found)]
+
+
+def belonging(rows: Sequence[GivenAnswer], questions: Sequence[Question], *, set_name: str) -> list[GivenAnswer]:
+    """The rows that answer one of a set's questions."""
+    return [row for row, _ in _assigned(rows, questions, set_name, None)]
+
+
+def _assigned(
+    rows: Sequence[GivenAnswer], questions: Sequence[Question], set_name: str, source: Path | None
+) -> Iterator[tuple[GivenAnswer, str]]:
+    """Each row that answers one of the questions, with that question's id."""
+    ids = {question.id for question in questions}
+    by_text = {normalise(question.question): question.id for question in questions}
+    for row in rows:
+        if row.set in (None, set_name):
+            named, asked = row.id if row.id in ids else None, by_text.get(normalise(row.question or ""))
+            if named and asked and named != asked:
+                raise SsbError(f"{source}: a row has the id {named} and the text of question {asked}; mend one of them")
+            if named or asked:
+                yield row, named or asked
 
 
 def _rollout(question_id: str, sample: int, row: GivenAnswer) -> Rollout:

@@ -9,8 +9,9 @@ import jinja2
 from omegaconf import OmegaConf
 
 from ssb_jax.artifacts import Manifest, read_manifest
-from ssb_jax.config import Config, SsbError
-from ssb_jax.records import parse_json
+from ssb_jax.config import Config
+from ssb_jax.scores import format_failures
+from ssb_jax.summaries import read_summaries
 
 _METHODS = {
     "ssb": "Semantic Soft Bootstrapping (arXiv 2512.05105)",
@@ -51,6 +52,10 @@ In training and evaluation the base's layers were in {{ config.model.quantizatio
 
 **{{ found.shared_with_training | length }} of these questions are training questions too.**
 {% endif %}
+{% for sentence in found.format_failures %}
+
+**{{ sentence }}.**
+{% endfor %}
 
 | model | {{ found.header | join(" | ") }} |
 | --- |{{ " --- |" * found.header | length }}
@@ -98,20 +103,12 @@ def model_card(run_folder: Path, *, config: Config, trained: Manifest, base: str
         merged=merged,
         config=config,
         method=_METHODS[config.method],
-        results={name: _table(found) for name, found in _results(run_folder).items()},
+        results={name: _table(found) for name, found in read_summaries(run_folder).items()},
         counts=_counts(run_folder, trained),
         settings=OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json", include=set(sections)))),
         versions=trained.versions,
         commit=_commit(),
     )
-
-
-def _results(run_folder: Path) -> dict[str, dict[str, Any]]:
-    path = run_folder / "evaluation" / "results.json"
-    try:
-        return parse_json(path.read_bytes())["sets"] if path.exists() else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SsbError(f"{path} cannot be read ({error}); delete it and run `ssb eval` again") from None
 
 
 def _table(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +119,8 @@ def _table(found: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in found["differences"].items():
         rows.append((f"{name} - {reference}", [_percent(values[m], "+") for m in header]))
     shared = found.get("shared_with_training", [])
-    return {**found, "header": header, "rows": rows, "shared_with_training": shared}
+    failures = format_failures({"format": found.get("format", {})})
+    return {**found, "header": header, "rows": rows, "shared_with_training": shared, "format_failures": failures}
 
 
 def _percent(interval: Mapping[str, float | None], sign: str) -> str:

@@ -2,14 +2,15 @@
 
     DIR/cells/NAME/        an ordinary run folder each
     DIR/shared/            folders that several cells would make alike (rollouts, pairs, the base's answers), made once
-    DIR/cells.jsonl        one row for each finished cell, and how long it took here
+    DIR/cells.jsonl        one row for each finished cell, and how long it took here; cells-1-of-3.jsonl of a part
 
 A cell's cost is what it would have cost by itself: what it took from others counts in full. Started again, a study goes
-on with the cell that was cut off, where it was cut off.
+on with the cell that was cut off, where it was cut off. Hosts that see one folder can each run a part of it.
 """
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,24 +30,50 @@ class Cell:
     config: Config
 
 
+@dataclass(frozen=True)
+class Part:
+    """Cell `number`, `number + count` and so on of the grid; by default all of it."""
+
+    number: int = 1
+    count: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}-of-{self.count}"
+
+    @property
+    def log(self) -> str:
+        return f"cells-{self.name}.jsonl" if self.count > 1 else "cells.jsonl"
+
+
 def cells(config: Config) -> list[Cell]:
     """The grid in the order in which it is run: all of the first seed before the second, small ones first.
 
     Raises:
-      SsbError: there is no `study` section, a setting of a method is not valid, or there is nothing to compare by.
+      SsbError: there is no `study` section, a setting of a method is not valid or is the grid's own, two cells have one
+        name, a loss does not exist or asks for other targets, or there is nothing to compare by.
     """
     study = config.study
     if study is None:
         raise SsbError("expected a section `study` with methods, questions and seeds; see configs/tiny-study.yaml")
     if not config.evaluation.sets:
         raise SsbError("a study compares by accuracy: expected at least one set in evaluation.sets, found none")
-    return [
+    grid = [
         _cell(config, method=method, loss=loss, questions=questions, seed=seed)
         for seed in study.seeds
         for questions in study.questions
         for method in study.methods
         for loss in ((study.losses if method == "ssb" else ()) or (None,))
     ]
+    doubled = [name for name, count in Counter(cell.name for cell in grid).items() if count > 1]
+    if doubled:
+        raise SsbError(f"study: {doubled[0]} names two cells; expected losses with different names after the `:`")
+    for cell in grid[: len(grid) // len(study.seeds)]:  # seeds differ in nothing else
+        try:
+            pipeline.check_settings(cell.config)
+        except SsbError as error:
+            raise SsbError(f"study, {cell.name}: {error}") from None
+    return grid
 
 
 def _cell(config: Config, *, method: str, loss: str | None, questions: int, seed: int) -> Cell:
@@ -60,7 +87,9 @@ def _cell(config: Config, *, method: str, loss: str | None, questions: int, seed
         *sections, last = key.split(".")
         place = values
         for section in sections:
-            place = place.get(section, {})
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise SsbError(f"study.settings.{method}: unknown setting {key}; expected section.key: value")
         place[last] = value
     loss_part = "" if loss in (None, "ssb") else f"-{loss.rpartition(':')[2]}"
     name = f"{method}{loss_part}-{questions}-seed{seed}"
@@ -70,23 +99,32 @@ def _cell(config: Config, *, method: str, loss: str | None, questions: int, seed
     return cell
 
 
-def run_study(config: Config, folder: Path) -> list[Path]:
-    """Runs every cell that is not finished; returns the cells' folders in order."""
+def run_study(config: Config, folder: Path, *, part: Part = Part()) -> list[Path]:
+    """Runs every cell of the part that is not finished; returns the folders of the whole grid's finished cells."""
     hosts.refuse_many("a study")
     grid = cells(config)
-    write_atomically(folder / "config.yaml", dump_config(config))
+    with owning(folder / "parts" / part.name if part.count > 1 else folder):
+        write_atomically(folder / "config.yaml", dump_config(config))
+        drop_partial_line(folder / part.log)
+        finished = _finished(folder)
+        for number, cell in enumerate(grid):
+            if number % part.count != part.number - 1 or finished.get(cell.name) == _identity(cell):
+                continue
+            note(f"study: {cell.name} ({number + 1} of {len(grid)})")
+            started = time.monotonic()
+            _run_cell(cell, folder)
+            row = {"cell": cell.name, "seconds": round(time.monotonic() - started, 2), "config": _identity(cell)}
+            with open(folder / part.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
     finished = _finished(folder)
-    for number, cell in enumerate(grid, 1):
-        identity = digest(cell.config.model_dump(mode="json"))
-        if finished.get(cell.name) == identity:
-            continue
-        note(f"study: {cell.name} ({number} of {len(grid)})")
-        started = time.monotonic()
-        _run_cell(cell, folder)
-        row = {"cell": cell.name, "seconds": round(time.monotonic() - started, 2), "config": identity}
-        with open(folder / "cells.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    return [folder / "cells" / cell.name for cell in grid]
+    there = [folder / "cells" / cell.name for cell in grid if finished.get(cell.name) == _identity(cell)]
+    if len(there) < len(grid):
+        note(f"study: {len(there)} of {len(grid)} cells are finished; the others are other parts'")
+    return there
+
+
+def _identity(cell: Cell) -> str:
+    return digest(cell.config.model_dump(mode="json"))
 
 
 def _run_cell(cell: Cell, folder: Path) -> None:
@@ -97,8 +135,9 @@ def _run_cell(cell: Cell, folder: Path) -> None:
 
 
 def _finished(folder: Path) -> dict[str, str]:
-    """Cell -> digest of the settings it was finished with."""
-    path = folder / "cells.jsonl"
-    drop_partial_line(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {row["cell"]: row["config"] for row in map(json.loads, lines)}
+    """Cell -> digest of the settings it was finished with, as all parts know it."""
+    finished = {}
+    for path in sorted(folder.glob("cells*.jsonl")):
+        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        finished |= {row["cell"]: row["config"] for row in map(json.loads, whole)}
+    return finished

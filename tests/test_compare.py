@@ -15,12 +15,13 @@ from ssb_jax.config import SsbError
 from ssb_jax.stats import bootstrap_seeds_and_questions
 
 
-def results_file(path, method, share, *, seed=0, questions=32, count=40, start=0, **set_fields):
+def results_file(path, method, share, *, seed=0, questions=32, count=40, start=0, settings=None, **set_fields):
     """A hand-made file of results: the first `share` of the questions right."""
     right = round(share * count)
     rows = [{"id": f"q{start + i}", "correct": int(i < right)} for i in range(count)]
     cost = {"questions": questions, "generated_tokens": 100 * questions, "flops": 1e9 * questions}
     values = {"method": method, "seed": seed, "cost": cost, "sets": {"test": {"rows": rows, **set_fields}}}
+    values["settings"] = settings or {}
     path.write_text(json.dumps(values))
     return path
 
@@ -69,7 +70,65 @@ def test_who_reaches_an_accuracy_first_and_by_what_factor(grid):
     assert slow.factor.low < 4 < slow.factor.high
     assert reaches[("slow", "flops")].factor.value == pytest.approx(4)
     assert ("fast", "device_seconds") not in reaches  # nobody said
-    assert compare(read_results(grid), accuracy=0.99).reaches == ()
+    unreached = compare(read_results(grid), accuracy=0.99)
+    assert unreached.reaches == ()
+    assert unreached.warnings == ("test: no method reaches 99 %, so nothing is said of who does first",)
+
+
+def test_a_factor_counts_the_replicates_in_which_the_cheapest_never_arrives(tmp_path):
+    """One seed of the first method is right on everything, the other on nothing: in a quarter of the replicates it
+    never arrives, and may be infinitely dearer."""
+    files = [results_file(tmp_path / f"a{seed}.json", "a", share, seed=seed) for seed, share in enumerate((1, 0))]
+    files += [results_file(tmp_path / f"b{seed}.json", "b", 0.6, seed=seed, questions=64) for seed in (0, 1)]
+    reaches = {(r.method, r.axis): r for r in compare(read_results(files), accuracy=0.5).reaches}
+    factor = reaches["b", "questions"].factor
+    assert (factor.value, factor.low) == (pytest.approx(2), 0)
+
+
+def test_runs_of_one_method_with_other_settings_are_no_seeds_of_each_other(tmp_path):
+    def result(seed, **settings):
+        path = tmp_path / f"{seed}-{len(settings)}-{'-'.join(map(str, settings.values()))}.json"
+        return results_file(path, "ssb", 0.5, seed=seed, settings=settings)
+
+    same = [result(seed, **{"model": "tiny 1", "lora.rank": 8}) for seed in (0, 1)]
+    assert [p.seeds for p in compare(read_results(same)).points] == [(0, 1)]
+    other = result(2, **{"model": "tiny 1", "lora.rank": 16})
+    points = compare(read_results([*same, other])).points
+    assert [(p.method, p.seeds) for p in points] == [("ssb [lora.rank 8]", (0, 1)), ("ssb [lora.rank 16]", (2,))]
+    many = result(3, **{"model": "small 2", "lora.rank": 32, "lora.alpha": 1.0})
+    names = [r.method for r in read_results([*same, many])]
+    assert names[0] == names[1] != names[2]
+    assert names[2].startswith("ssb [model small 2, lora.rank 32, ... (")
+    unknown = results_file(tmp_path / "old.json", "ssb", 0.5, seed=7)
+    assert [r.method for r in read_results([*same, unknown])] == ["ssb"] * 3
+
+
+def test_the_rounds_of_a_run_stand_beside_each_other_with_what_all_cost(tmp_path):
+    for number in (1, 2):
+        folder = tmp_path / f"run/rounds/0{number}"
+        (folder / "evaluation").mkdir(parents=True)
+        (folder / "config.yaml").write_text("")
+        answers = {"base": [{"outcome": "incorrect"}], "ssb": [{"outcome": "correct"}]}
+        sets = {"test": {"rows": [{"id": "q", "answers": answers}]}}
+        cost = {"questions": 8, "generated_tokens": 100 * number, "flops": 1.0, "device_seconds": None}
+        values = {"method": "ssb", "cost": cost, "sets": sets, "settings": {"model": f"m{number}", "lora.rank": 8}}
+        (folder / "evaluation/results.json").write_text(json.dumps(values))
+    base, first, second = read_results([tmp_path / "run"])
+    assert (base.method, first.method, second.method) == ("base", "ssb", "ssb, round 2")
+    assert second.cost == {"questions": 8, "generated_tokens": 300, "flops": 2.0, "device_seconds": None}
+    assert run(tmp_path / "run").exit_code == 0
+    (tmp_path / "run/rounds/02/evaluation/results.json").unlink()
+    assert len(read_results([tmp_path / "run"])) == 2
+
+
+def test_a_model_that_never_boxes_is_told_as_a_failure_of_format(tmp_path):
+    rows = [{"id": "q", "answers": {"base": [{"outcome": "unanswered"}], "ssb": [{"outcome": "correct"}]}}]
+    told = {"base": {"boxed": 0.0, "never_boxed": 1, "truncated": 0}, "ssb": {"boxed": 1.0, "never_boxed": 0}}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"method": "ssb", "sets": {"test": {"rows": rows, "format": told}}}))
+    warnings = compare(read_results([path])).warnings
+    assert len(warnings) == 1
+    assert warnings[0].startswith("test: base put 0.0 % of its answers in")
 
 
 def test_crossing_is_the_first_one():
@@ -159,15 +218,36 @@ def test_other_grading_and_missing_questions_are_said(tmp_path):
     assert "graded differently: math-verify is 0.9.0 in" in result.stderr
 
 
+ROW = {"sets": {"test": {"rows": [{"id": "q", "correct": 1}]}}}
+
+
+def answered(key, model):
+    return {"id": key, "answers": {model: [{"outcome": "correct"}]}}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"sets": {"test": {"rows": [{"id": "q", "correct": 1}] * 2}}}, "'q'; keep one row a question"),
-        ({"sets": {"test": {"rows": [{"id": "q", "correct": 7}]}}}, "share of a question's samples"),
-        ({"sets": {"test": {"rows": [{"id": "q"}]}}}, "expected results as JSON"),
-        ({"rows": []}, "expected results as JSON"),
-        ({"sets": {}}, "found none"),
-        ({"sets": {"test": {"rows": [{"id": "q", "correct": 1}]}}, "cost": {"euros": 1}}, "cost has euros"),
+        (
+            {"sets": {"test": {"rows": [{"id": "q", "correct": 7}]}}},
+            "0.correct: input should be less than or equal",
+        ),
+        ({"sets": {"test": {"rows": [{"id": "q"}]}}}, "there is no a row's correct"),
+        ({"rows": []}, "sets: field required"),
+        ({"sets": {}}, "sets: dictionary should have at least 1 item"),
+        (ROW | {"cost": {"euros": 1}}, "cost.euros: extra inputs"),
+        (ROW | {"cost": {"flops": -1}}, "cost.flops: input should be greater than or equal to 0"),
+        (ROW | {"cost": {"flops": float("nan")}}, "cost.flops: input should be"),
+        (ROW | {"seed": float("inf")}, "seed: input should be"),
+        (ROW | {"method": ["ssb"]}, "method: input should be a valid string"),
+        (ROW | {"method": ""}, "method: string should have at least 1 character"),
+        ({"sets": {"test": {"rows": []}}}, "sets.test.rows: list should have at least 1 item"),
+        ({"sets": {"test": {"rows": [{"id": "q", "answers": {"m": []}}]}}}, "answers.m: list should have at least 1"),
+        (
+            {"sets": {"test": {"rows": [answered("a", "m"), answered("b", "n")]}}},
+            "question 'b' has no answer of m",
+        ),
     ],
     ids=str,
 )
@@ -178,6 +258,44 @@ def test_bad_results_are_one_error(content, message, tmp_path):
     assert result.exit_code == 1
     assert message in result.stderr
     assert result.stderr.count("Error: ") == 1
+
+
+HEADER = "method,seed,set,question,correct,questions"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER, "there is no row below them"),
+        (f"{HEADER.replace(',', ';')}\nm;0;test;q;1;8", "with commas between; line 2: method: field required"),
+        (f"{HEADER}\n,0,test,q,1,8", "line 2: method: field required"),
+        (f"{HEADER}\nm,0,test,q,1,8\nm,0,test,q2,two,8", "line 3: correct: input should be a valid number"),
+        (f"{HEADER}\nm,0,test,q,1,8,9", "line 2 has more cells than the first line"),
+        (f"{HEADER}\nm,0,test,q,1,-8", "line 2: questions: input should be greater than or equal to 0"),
+    ],
+    ids=str,
+)
+def test_a_bad_csv_is_one_error(text, message, tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text(text)
+    with pytest.raises(SsbError) as error:
+        read_results([path])
+    assert message in str(error.value)
+
+
+def test_a_csv_of_a_spreadsheet_is_read(tmp_path):
+    """With a byte order mark, and one number written in two ways."""
+    path = tmp_path / "r.csv"
+    path.write_text(f"{HEADER}\nm,0,test,a,1,64\nm,0,test,b,0,64.0\n", encoding="utf-8-sig")
+    [result] = read_results([path])
+    assert (result.cost["questions"], len(result.scores)) == (64, 2)
+
+
+def test_names_with_dollar_signs_are_drawn_and_a_folder_is_no_file(tmp_path):
+    path = results_file(tmp_path / "a.json", "a $\\frac$ b_", 0.5)
+    assert run(path, "--figure", tmp_path / "f.svg").exit_code == 0
+    result = run(path, "--csv", tmp_path)
+    assert (result.exit_code, "is a directory" in result.stderr) == (2, True)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

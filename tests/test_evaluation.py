@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from ssb_jax.cli import main
+from ssb_jax.compare import read_results
 from ssb_jax.config import Evaluation, EvaluationSet, SsbError
 from ssb_jax.given import given_rollouts, read_given
 from ssb_jax.model.adapters import check_base
@@ -151,8 +152,6 @@ def test_eval_of_answers_from_elsewhere_needs_no_model_and_finds_training_questi
     out = tmp_path / "run"
     common = ("--out", out, "--questions.path", tmp_path / "train.jsonl", "--model.path", tmp_path / "no-model")
     sets = f"--evaluation.sets=[{{name: test, data: {{path: '{tmp_path / 'test.jsonl'}'}}}}]"
-    CliRunner().invoke(main, [str(a) for a in ("targets", TINY, *common, sets)])  # takes the questions, then stops
-    CliRunner().invoke(main, [str(a) for a in ("rollout", TINY, *common, sets)])
     result = CliRunner().invoke(main, [str(a) for a in ("eval", TINY, *common, sets, "--answers", path)])
     assert result.exit_code == 0, result.output
     assert "100.0 [" in result.stdout
@@ -160,6 +159,13 @@ def test_eval_of_answers_from_elsewhere_needs_no_model_and_finds_training_questi
     found = json.loads((out / "evaluation/results.json").read_text())["sets"]["test"]
     assert found["strict"]["vllm"]["changed"] == 6
     assert len(found["shared_with_training"]) == 1
+    assert json.loads((out / "evaluation/results.json").read_text())["method"] is None
+    assert [r.method for r in read_results([out])] == ["vllm"]
+
+    path.write_text(path.read_text() + '{"id": 77, "response": "a"}\n')
+    result = CliRunner().invoke(main, [str(a) for a in ("eval", TINY, *common, sets, "--answers", path)])
+    assert f"1 of the 7 rows of {path} belong to no question of test, such as '77'" in " ".join(result.stderr.split())
+
     path.write_text('{"id": "nobody", "response": "a"}\n')
     result = CliRunner().invoke(main, [str(a) for a in ("eval", TINY, *common, sets, "--answers", path)])
     assert result.exit_code == 1

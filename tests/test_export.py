@@ -1,6 +1,7 @@
 """`ssb export`: what it writes is what transformers and peft load, with a card, whole or not at all."""
 
 import json
+import shutil
 from typing import get_args
 
 import jax.numpy as jnp
@@ -106,3 +107,21 @@ def test_a_folder_that_is_not_empty_is_refused(run, tmp_path):
     assert result.exit_code == 1
     assert "not an empty folder" in result.stderr
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_of_several_rounds_the_last_is_exported(run, tmp_path):
+    folder = tmp_path / "run"
+    settings = (run[0] / "config.yaml").read_text()
+    write_atomically(folder / "config.yaml", settings + "rounds: 2\n")
+    result = export(folder, "--peft", tmp_path / "peft")
+    assert (result.exit_code, "has not begun its last round" in result.stderr) == (1, True)
+    shutil.copytree(run[0], folder / "rounds/02")
+    result = export(folder, "--peft", tmp_path / "peft")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "peft/adapter_model.safetensors").is_file()
+
+
+def test_commands_of_one_stage_refuse_several_rounds(tmp_path):
+    result = CliRunner().invoke(main, ["eval", "configs/tiny.yaml", "--out", str(tmp_path / "run"), "--rounds", "2"])
+    assert result.exit_code == 2
+    assert "rounds/01/config.yaml" in result.stderr

@@ -168,7 +168,38 @@ def test_a_study_without_cells_is_one_error(tmp_path):
     (tmp_path / "cells").mkdir()
     result = report(tmp_path, out=tmp_path / "report.html")
     assert result.exit_code == 1
-    assert "is a study of which no cell has begun" in result.stderr
+    assert "of which nothing has begun" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found.pop("metrics"), "sets.test.metrics: field required"),
+        (lambda found: found["metrics"].clear(), "expected pass@1 of one model at least"),
+        (lambda found: found["metrics"]["ssb"].clear(), "expected pass@1 of one model at least"),
+        (lambda found: found["rows"][0]["answers"]["ssb"].clear(), "rows.0.answers.ssb: list should have at least 1"),
+        (lambda found: found["metrics"]["ssb"]["pass@1"].update(value=None), "ssb.pass@1.value: input should be"),
+        (lambda found: found["strict"].clear(), "expected strict of the models that format speaks of"),
+    ],
+)
+def test_odd_results_are_one_error(change, message, tmp_path):
+    run_folder(tmp_path / "run")
+    path = tmp_path / "run/evaluation/results.json"
+    values = json.loads(path.read_text())
+    change(values["sets"]["test"])
+    path.write_text(json.dumps(values))
+    result = report(tmp_path / "run", out=tmp_path / "report.html")
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert "run `ssb eval` again" in result.stderr
+
+
+def test_a_run_of_rounds_stands_for_its_rounds(tmp_path):
+    for number in (1, 2):
+        run_folder(tmp_path / f"run/rounds/0{number}")
+    result = report(tmp_path / "run", out=tmp_path / "report.html")
+    assert result.exit_code == 0, result.output
+    assert "ssb, round 2" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from ssb_jax.artifacts import complete, read_jsonl, read_manifest
+from ssb_jax.cli import main
 from ssb_jax.config import SsbError, config_from_dict, load_config
 from ssb_jax.costs import run_cost
 from ssb_jax.metrics import read_metrics
@@ -49,6 +51,51 @@ def test_a_bad_grid_is_refused_before_anything_runs():
         cells(load_config(ROOT / "configs/tiny.yaml"))
     with pytest.raises(SsbError, match="grpo-8-seed0: unknown setting grpo.learning_rates; did you mean learning_rate"):
         cells(study_config(settings={"grpo": {"grpo.learning_rates": 0.5}}))
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ({"seeds": [0, 0]}, r"seeds must differ, got \[0, 0\]"),
+        ({"methods": []}, "study.methods: tuple should have at least 1 item"),
+        ({"questions": []}, "study.questions: tuple should have at least 1 item"),
+        ({"settings": {"grpo": {"seed": 3}}}, "the grid itself sets grpo: seed"),
+        ({"settings": {"grpo": {"grpo.learning_rate.x": 3}}}, "unknown setting grpo.learning_rate.x"),
+        ({"settings": {"grpo": {"gpro.learning_rate": 3}}}, "unknown setting gpro.learning_rate"),
+        ({"losses": ["ssb", "jds"]}, "study, ssb-jds-8-seed0: "),
+        ({"losses": ["a.py:mine", "b.py:mine"]}, "study: ssb-mine-8-seed0 names two cells"),
+        ({"seeds": [-1]}, "study, ssb-8-seed-1: seed"),
+    ],
+    ids=str,
+)
+def test_a_grid_that_must_fail_is_refused_as_bad_usage(study, message, tmp_path):
+    with pytest.raises(SsbError, match=message):
+        cells(study_config(**study))
+    overrides = [f"--study.{key}={json.dumps(value)}" for key, value in study.items()]
+    if "questions" not in study:
+        overrides.append("--study.questions=[8]")
+    result = CliRunner().invoke(main, ["study", str(CONFIG), "--out", str(tmp_path / "s"), *overrides])
+    assert result.exit_code == 2, result.output
+    assert not (tmp_path / "s/cells").exists()
+
+
+def test_parts_share_the_grid(tmp_path):
+    assert CliRunner().invoke(main, ["study", str(CONFIG), "--out", str(tmp_path), "--part", "4/3"]).exit_code == 2
+    small = (*SMALL, "--study.methods", "[rft]", "--study.questions", "[4]", "--study.seeds", "[0,1,2]")
+    commands = [command("study", tmp_path, *small, "--part", f"{i}/2") for i in (1, 2)]
+    parts = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for c in commands]
+    told = [part.communicate()[1] for part in parts]
+    assert [part.returncode for part in parts] == [0, 0], told
+    rows = [
+        [json.loads(x)["cell"] for x in (tmp_path / f"cells-{i}-of-2.jsonl").read_text().splitlines()] for i in (1, 2)
+    ]
+    assert rows == [["rft-4-seed0", "rft-4-seed2"], ["rft-4-seed1"]]
+    before = times(tmp_path / "cells")
+    whole = subprocess.run(command("study", tmp_path, *small), capture_output=True, text=True, env=ENVIRONMENT)
+    assert whole.returncode == 0, whole.stderr
+    assert times(tmp_path / "cells") == before
+    assert "3" in (tmp_path / "study.csv").read_text()
+    assert [path.name for path in tmp_path.glob("shared/.*")] == []
 
 
 def test_a_finished_folder_is_shared_by_those_that_would_make_it_alike(tmp_path):

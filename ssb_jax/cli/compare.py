@@ -7,14 +7,18 @@ import click
 from ssb_jax.cli.group import main
 from ssb_jax.console import note, table
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
 
 @main.command()
 @click.argument("sources", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--reach", type=click.FloatRange(0, 1), help="Accuracy to be reached; the weakest method's best.")
 @click.option("--against", metavar="METHOD", help="The method that differences are taken to; ssb, or the first.")
-@click.option("--csv", type=click.Path(path_type=Path), help="File for the points as CSV.")
-@click.option("--json", type=click.Path(path_type=Path), help="File for everything as JSON.")
-@click.option("--figure", type=click.Path(path_type=Path), help="File for the figures: .svg, .png or .pdf.")
+@click.option("--csv", type=_FILE, help="File for the points as CSV.")
+@click.option("--json", type=_FILE, help="File for everything as JSON.")
+@click.option(
+    "--figure", type=click.Path(path_type=Path, dir_okay=False), help="File for the figures: .svg, .png or .pdf."
+)
 def compare(
     sources: tuple[Path, ...],
     reach: float | None,

@@ -80,9 +80,18 @@ def load_settings(config: Path, overrides: tuple[str, ...]) -> Config:
 
 
 @contextlib.contextmanager
-def opened(config: Path, out: Path | str, overrides: tuple[str, ...]) -> Iterator:
-    """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second."""
+def opened(config: Path, out: Path | str, overrides: tuple[str, ...], *, rounds: bool = False) -> Iterator:
+    """Loads the settings, takes the run folder, and imports the rest only then: a typing error costs no second.
+
+    Args:
+      rounds: whether the command knows several rounds, of which each has a folder of its own.
+    """
     settings = load_settings(config, overrides)
+    if settings.rounds > 1 and not rounds:
+        raise click.UsageError(
+            f"rounds is {settings.rounds}, and this command works in one round's folder: give that round's config.yaml "
+            f"and folder, such as {out}/rounds/01/config.yaml --out {out}/rounds/01, or use `ssb run`"
+        )
     from ssb_jax import hosts
 
     identity = {"config": settings.model_dump(mode="json"), "versions": versions(), "code": code_digest()}

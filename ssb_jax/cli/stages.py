@@ -17,7 +17,11 @@ def run(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
 
 def run_whole(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """From questions to results, in as many rounds as the settings ask for."""
-    with opened(config, out, overrides) as (pipeline, current):
+    with opened(config, out, overrides, rounds=True) as (pipeline, current):
+        try:
+            pipeline.check_settings(current.config)
+        except SsbError as error:
+            raise click.UsageError(str(error)) from None
         if current.config.rounds > 1:
             from ssb_jax.rounds import run_rounds
 

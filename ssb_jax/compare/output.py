@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ssb_jax.artifacts import write_atomically
 from ssb_jax.compare.points import Comparison, Point, Reach
-from ssb_jax.compare.results import AXES, BASE
+from ssb_jax.compare.results import AXES
 from ssb_jax.figures import as_svg, colour_of, figure, log_axis, save_figure
 from ssb_jax.stats import Interval
 
@@ -37,9 +37,7 @@ def point_tables(comparison: Comparison) -> list[tuple[str, tuple[str, ...], lis
             header.append(f"minus {reference}")
         rows = []
         for point in points:
-            costs = [
-                "" if point.method == BASE else amount(point.cost[axis], whole=axis == "questions") for axis in AXES
-            ]
+            costs = ["" if point.is_base else amount(point.cost[axis], whole=axis == "questions") for axis in AXES]
             row = [point.method, str(len(point.seeds)), percent(point.accuracy), *costs]
             rows.append((*row, *([difference(point)] if compared else [])))
         title = f"{name}: accuracy with {100 * comparison.confidence:.0f} % intervals over seeds and questions"
@@ -158,10 +156,10 @@ def _drawn(comparison: Comparison, names: Sequence[str], axes: Sequence[str]) ->
 
 
 def _draw_panel(panel, points: Sequence[Point], axis: str, *, legend: bool) -> None:
-    methods = [m for m in dict.fromkeys(p.method for p in points) if m != BASE]
+    methods = list(dict.fromkeys(p.method for p in points if not p.is_base))
     for point in points:
-        if point.method == BASE:
-            panel.axhline(100 * point.accuracy.value, color="#6b6b6b", linestyle=":", label="base")
+        if point.is_base:
+            panel.axhline(100 * point.accuracy.value, color="#6b6b6b", linestyle=":", label=point.method)
     for i, method in enumerate(methods):
         known = sorted((p for p in points if p.method == method and p.cost[axis]), key=lambda p: p.cost[axis])
         if not known:

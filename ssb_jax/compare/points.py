@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ssb_jax.compare.results import AXES, BASE, Result
+from ssb_jax.compare.results import AXES, Result
 from ssb_jax.config import SsbError
 from ssb_jax.stats import Interval, bootstrap_seeds_and_questions
 
@@ -28,6 +28,7 @@ class Point:
     cost: Mapping[str, float | None]
     accuracy: Interval
     difference: Interval | None
+    is_base: bool
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Reach:
       cost: interpolated between the method's points, linear in accuracy and in the logarithm of the cost; None where
         it never gets there.
       at_most: the method's cheapest point is there already.
-      factor: times the cheapest method's cost; bounds are infinite where it may never get there.
+      factor: times the cheapest method's cost; the upper bound is infinite where it may never get there, the lower one
+        0 where the cheapest may not.
     """
 
     set: str
@@ -78,7 +80,7 @@ def compare(
     Raises:
       SsbError: no method of that name, or results of one set have no question in common.
     """
-    methods = [m for m in dict.fromkeys(result.method for result in results) if m != BASE]
+    methods = list(dict.fromkeys(result.method for result in results if not result.is_base))
     if against is not None and against not in methods:
         raise SsbError(f"no results of {against}; there are {', '.join(methods) or 'only those of the base'}")
     reference = against or ("ssb" if "ssb" in methods else next(iter(methods), None))
@@ -87,15 +89,26 @@ def compare(
         members = [result for result in results if result.set == name]
         questions = _common_questions(members, warnings)
         _warn_of_other_grading(members, warnings)
+        remarks = {remark: r.source for r in reversed(members) for remark in r.remarks}
+        warnings += [f"{name}: {remark} ({source})" for remark, source in reversed(remarks.items())]
         groups = _groups(members)
         scores = [np.array([[r.scores[q] for q in questions] for r in group]) for group in groups.values()]
         replicates = bootstrap_seeds_and_questions(scores, resamples=resamples)
         estimates = [
-            _Estimate(method, _mean_cost(group), tuple(r.seed for r in group), float(values.mean()), draws)
+            _Estimate(
+                method,
+                _mean_cost(group),
+                tuple(r.seed for r in group),
+                float(values.mean()),
+                draws,
+                group[0].is_base,
+            )
             for ((method, _), group), values, draws in zip(groups.items(), scores, replicates, strict=True)
         ]
         points += [_point(name, e, estimates, reference, confidence) for e in estimates]
         reaches += _reaches(name, estimates, accuracy, confidence)
+        if accuracy is not None and not any(e.value >= accuracy for e in estimates if not e.is_base):
+            warnings.append(f"{name}: no method reaches {100 * accuracy:g} %, so nothing is said of who does first")
     return Comparison(tuple(points), tuple(reaches), tuple(warnings), reference, confidence)
 
 
@@ -106,15 +119,16 @@ class _Estimate:
     seeds: tuple[int, ...]
     value: float
     draws: Float[np.ndarray, " M"]  # in bootstrap replicates
+    is_base: bool
 
 
 def _groups(members: Sequence[Result]) -> dict[tuple[str, float | None], list[Result]]:
     """The seeds of each method at each number of questions, base first, then by method and questions."""
-    order = list(dict.fromkeys([BASE, *(r.method for r in members)]))
+    order = list(dict.fromkeys(r.method for r in sorted(members, key=lambda r: not r.is_base)))
     groups: dict[tuple[str, float | None], list[Result]] = {}
     for result in sorted(members, key=lambda r: (order.index(r.method), r.cost["questions"] or 0, r.seed)):
         group = groups.setdefault((result.method, result.cost["questions"]), [])
-        if result.method != BASE or dict(result.scores) not in [dict(r.scores) for r in group]:
+        if not result.is_base or dict(result.scores) not in [dict(r.scores) for r in group]:
             group.append(result)  # a greedy base is the same in every run, and counts once
     return groups
 
@@ -135,16 +149,16 @@ def _point(
 ) -> Point:
     other = next((e for e in all_ if e.method == reference and e.cost["questions"] == estimate.cost["questions"]), None)
     difference = None
-    if other is not None and estimate.method not in (reference, BASE):
+    if other is not None and estimate.method != reference and not estimate.is_base:
         difference = _interval(estimate.value - other.value, estimate.draws - other.draws, confidence)
     accuracy = _interval(estimate.value, estimate.draws, confidence)
-    return Point(name, estimate.method, estimate.seeds, estimate.cost, accuracy, difference)
+    return Point(name, estimate.method, estimate.seeds, estimate.cost, accuracy, difference, estimate.is_base)
 
 
 def _reaches(name: str, estimates: Sequence[_Estimate], accuracy: float | None, confidence: float) -> list[Reach]:
     curves: dict[str, list[_Estimate]] = {}
     for estimate in estimates:
-        if estimate.method != BASE:
+        if not estimate.is_base:
             curves.setdefault(estimate.method, []).append(estimate)
     if len(curves) < 2:
         return []
@@ -168,13 +182,21 @@ def _reaches_on(
     first = min(paid, key=paid.__getitem__)
     reaches = []
     for method, cost in paid.items():
-        both = np.isfinite(drawn[first])
         factor = None
-        if method != first and both.any():
-            factor = _interval(cost / paid[first], drawn[method][both] / drawn[first][both], confidence)
+        if method != first:
+            factor = _factor(cost / paid[first], drawn[method], drawn[first], confidence)
         there = np.isfinite(cost)
         reaches.append(Reach(name, accuracy, axis, method, cost if there else None, at_most[method], factor))
     return reaches
+
+
+def _factor(value: float, costs: np.ndarray, cheapest: np.ndarray, confidence: float) -> Interval:
+    """The interval of a ratio of costs; where neither method gets there, a replicate says nothing of it, and counts at
+    both ends."""
+    never = np.isinf(costs) & np.isinf(cheapest)
+    ratio = costs / np.where(never, 1.0, cheapest)
+    low = _interval(value, np.where(never, 0.0, ratio), confidence).low
+    return Interval(value, low, _interval(value, np.where(never, np.inf, ratio), confidence).high)
 
 
 def _positive(curve: Sequence[_Estimate], axis: str) -> bool:

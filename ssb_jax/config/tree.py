@@ -330,14 +330,27 @@ class OnPolicy(OwnAnswers):
 class Study(Section):
     """A grid of runs: every method with every number of questions and every seed."""
 
-    methods: tuple[Method, ...] = ("ssb", "sft", "rft", "grpo")
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("ssb", "sft", "rft", "grpo")
     losses: tuple[str, ...] = ()
     """Losses of the method `ssb`, one run each. Empty: `distillation.loss` alone."""
-    questions: tuple[Count, ...]
+    questions: Annotated[tuple[Count, ...], Field(min_length=1)]
     """The first so many questions, all of which a method may use."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     settings: dict[Method, dict[str, Any]] = {}
     """Settings of one method alone, such as `{grpo: {grpo.learning_rate: 1e-4}}`."""
+
+    @model_validator(mode="after")
+    def _cells_differ(self) -> "Study":
+        for name in ("methods", "losses", "questions", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must differ, got {list(values)}")
+        own = {"method", "seed", "rounds", "study", "questions.limit", "teaching.max_pairs"}
+        own |= {"distillation.loss"} if self.losses else set()
+        taken = [f"{method}: {key}" for method, found in self.settings.items() for key in found if key in own]
+        if taken:
+            raise ValueError(f"settings are of one method; the grid itself sets {', '.join(taken)}")
+        return self
 
 
 class EvaluationSet(Section):

@@ -1,6 +1,6 @@
 """Base, adapters and answers from elsewhere, on the same questions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,16 @@ import jax
 
 from ssb_jax import hosts
 from ssb_jax.artifacts import Manifest, digest, file_digest, read_jsonl, read_manifest
-from ssb_jax.config import Config, EvaluationSet, SsbError
+from ssb_jax.config import EvaluationSet, SsbError
 from ssb_jax.console import note
 from ssb_jax.costs import run_cost
-from ssb_jax.given import GivenAnswer, given_rollouts, read_given
+from ssb_jax.given import GivenAnswer, belonging, given_rollouts, read_given
 from ssb_jax.model.adapters import check_base, load_adapter
+from ssb_jax.pipeline.identity import method_label, model_name, settings_of_training
 from ssb_jax.pipeline.run import Run, completed, kept_questions, prompt_identity, settings_of
 from ssb_jax.records import Question, Rollout, normalise
 from ssb_jax.scores import Answers, format_failures, summarise
-from ssb_jax.stages import evaluation
+from ssb_jax.stages import evaluation, questions
 
 BASE = "base"
 
@@ -52,9 +53,10 @@ def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = No
         note("evaluation.sets is empty: nothing is evaluated")
         return {}
     contestants = _contestants(run, adapter, answers)
-    results, sources = {}, {}
+    results, sources, asked, training = {}, {}, {}, _training_texts(run)
     for evaluation_set in config.evaluation.sets:
         members = _members(run, evaluation_set)
+        asked[evaluation_set.name] = members
         found: dict[str, Answers] = {}
         for contestant in contestants:
             folder = run.folder / "evaluation" / evaluation_set.name / contestant.name
@@ -66,21 +68,32 @@ def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = No
                 found[contestant.name] = evaluation.load_answers(folder, members)
                 graded = _graded(run, evaluation_set, manifest)
         if found:
-            results[evaluation_set.name] = _summary(run, evaluation_set, members, found) | {"graded": graded}
+            results[evaluation_set.name] = _summary(run, evaluation_set, members, found, training) | {"graded": graded}
     if answers is not None and not any(name.endswith(f"/{answers.stem}") for name in sources):
         sets = ", ".join(s.name for s in config.evaluation.sets)
         raise SsbError(f"{answers}: no row belongs to a question of {sets}; check id, question and set of the rows")
+    if answers is not None:
+        _tell_of_strangers(answers, contestants[-1].given, asked)
     cost = run_cost(run.folder, devices=jax.device_count())
+    trained = any(contestant.adapter == run.adapter_folder for contestant in contestants)
     if hosts.is_first():
         evaluation.write_results(
             run.folder / "evaluation" / "results.json",
             results,
-            method=method_label(config),
+            method=method_label(config) if trained else None,
             seed=config.seed,
+            settings=_settings(run, trained=trained, with_base=any(name.endswith(f"/{BASE}") for name in sources)),
             cost=None if cost is None else vars(cost),
             made_from={name: manifest.digest for name, manifest in sources.items()},
         )
     return results
+
+
+def _settings(run: Run, *, trained: bool, with_base: bool) -> dict[str, Any]:
+    """What made the models that are this run's own: answers from elsewhere need no model here."""
+    if trained:
+        return settings_of_training(run)
+    return {"model": model_name(run)} if with_base else {}
 
 
 def load_sets(run: Run) -> None:
@@ -116,7 +129,7 @@ def _contestants(run: Run, adapter: Path | None, answers: Path | None) -> list[_
 
 
 def _summary(
-    run: Run, evaluation_set: EvaluationSet, members: list[Question], found: dict[str, Answers]
+    run: Run, evaluation_set: EvaluationSet, members: list[Question], found: dict[str, Answers], training: set[str]
 ) -> dict[str, Any]:
     """The set's summary, with what it shares with the training questions; says what a reader must know."""
     settings = run.config.evaluation
@@ -124,7 +137,7 @@ def _summary(
     if unreported:
         note(f"{evaluation_set.name}: {evaluation_set.num_samples} sample(s) a question, no pass@{unreported}")
     summary = summarise(members, found, num_samples=evaluation_set.num_samples, settings=settings)
-    shared = _shared_with_training(run, members)
+    shared = _shared_with_training(members, training)
     if shared:
         note(
             f"warning: {len(shared)} of the {len(members)} questions of {evaluation_set.name} are training questions "
@@ -135,17 +148,27 @@ def _summary(
     return summary | {"shared_with_training": shared}
 
 
-def _shared_with_training(run: Run, members: Sequence[Question]) -> list[str]:
-    """Ids of questions whose text, white space and case aside, is that of a question of the run."""
+def _shared_with_training(members: Sequence[Question], training: set[str]) -> list[str]:
+    """Ids of questions whose text, white space and case aside, is that of a training question."""
+    return [question.id for question in members if _text_key(question) in training]
+
+
+def _training_texts(run: Run) -> set[str]:
+    """Keys of the run's questions; of a folder that only evaluates, those that its settings name."""
     folder = run.folder / "questions"
-    if read_manifest(folder) is None:
-        return []
+    try:
+        if read_manifest(folder) is not None:
+            training = read_jsonl(folder / "questions.jsonl", Question)
+        else:
+            training, _ = questions.load_questions(run.config.questions)
+    except SsbError as error:
+        note(f"warning: not checked whether questions are training questions too: {error}")
+        return set()
+    return {_text_key(question) for question in training}
 
-    def key(question: Question) -> str:
-        return normalise(question.question).replace(" ", "")
 
-    training = {key(question) for question in read_jsonl(folder / "questions.jsonl", Question)}
-    return [question.id for question in members if key(question) in training]
+def _text_key(question: Question) -> str:
+    return normalise(question.question).replace(" ", "")
 
 
 def _graded(run: Run, evaluation_set: EvaluationSet, manifest: Manifest) -> dict[str, Any]:
@@ -155,12 +178,6 @@ def _graded(run: Run, evaluation_set: EvaluationSet, manifest: Manifest) -> dict
         "prompts": digest(prompt_identity(run, "system", "question", "examples"))[:12],
         "sampling": settings_of(evaluation_set.sampling),
     }
-
-
-def method_label(config: Config) -> str:
-    """How a comparison names the run: its method, and its loss where that is not the published one."""
-    chosen = config.method.startswith("ssb") and config.distillation.loss != "ssb"
-    return f"{config.method} {config.distillation.loss}" if chosen else config.method
 
 
 def _answer_set(
@@ -211,6 +228,18 @@ def _import(run: Run, folder: Path, members: list[Question], rollouts: list[Roll
         lambda: evaluation.import_answers(members, rollouts, folder, settings=run.config.grading, description=label),
         alone=True,
     )
+
+
+def _tell_of_strangers(source: Path, rows: Sequence[GivenAnswer], asked: Mapping[str, Sequence[Question]]) -> None:
+    """Says how many given answers are to no question of any set, which a wrong file or set has."""
+    known = {id(row) for name, members in asked.items() for row in belonging(rows, members, set_name=name)}
+    strangers = [row for row in rows if id(row) not in known]
+    if strangers:
+        first = strangers[0].id or strangers[0].question
+        note(
+            f"warning: {len(strangers)} of the {len(rows)} rows of {source} belong to no question of "
+            f"{', '.join(asked)}, such as {first!r}: they were passed over"
+        )
 
 
 def _adapter_identity(trained: Manifest) -> str:

@@ -10,8 +10,10 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextvars import ContextVar
+from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ssb_jax.artifacts import BEGUN, MANIFEST, Manifest, digest, read_manifest
 
@@ -54,12 +56,20 @@ def _name(stage: str, made_from: dict[str, Any]) -> str:
 
 
 def _copy(manifest: Manifest, source: Path, target: Path, place: Path) -> None:
-    """What the manifest vouches for, and the manifest; the target appears whole or not at all."""
-    parts = place / f".{target.name}.part"
-    shutil.rmtree(parts, ignore_errors=True)
+    """What the manifest vouches for, and the manifest; the target appears whole or not at all.
+
+    Several processes may do so at a time: the first one's copy stays.
+    """
+    parts = place / f".{target.name}.{uuid4().hex[:8]}.part"
     for name in (*manifest.files, MANIFEST):
         (parts / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, parts / name)
-    shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    parts.rename(target)
+    try:
+        if target.exists() and read_manifest(target) is None:
+            shutil.rmtree(target)  # what begins a folder of the caller's own
+        parts.rename(target)
+    except OSError as error:
+        if error.errno not in (ENOTEMPTY, EEXIST):
+            raise
+        shutil.rmtree(parts)

@@ -16,7 +16,7 @@ SPEED_OF_DISTILLATION = (
 
 def make_targets(run: Run) -> Manifest:
     """The teacher's distributions on the pairs' replies."""
-    check_settings(run)
+    check_settings(run.config)
     folder, settings = run.folder / "targets", run.config.targets
     pairs = load_pairs(run)
     views = view_pairs(run, pairs)
@@ -38,14 +38,14 @@ def make_targets(run: Run) -> Manifest:
     )
 
 
-def check_settings(run: Run) -> None:
+def check_settings(config: Config) -> None:
     """Whether the loss can be had from the targets that there will be: said before the first rollout.
 
     Raises:
       SsbError: it cannot.
     """
-    if run.config.method in ("ssb", "sft", "rft"):
-        distillation.check_settings(trained_config(run.config))
+    if config.method in ("ssb", "sft", "rft"):
+        distillation.check_settings(trained_config(config))
 
 
 def distil(run: Run) -> Manifest:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ssb_jax.compare.results import BASE
 from ssb_jax.figures import COLOURS, as_svg, colour_of, draw_lines, figure
-from ssb_jax.pipeline.evaluation import method_label
+from ssb_jax.pipeline.identity import method_label
 from ssb_jax.report.gather import RunView
 
 # metrics.jsonl's name -> what the figure says; the first three are the paper's curves.

@@ -12,7 +12,8 @@ from ssb_jax.compare.results import begun_cells
 from ssb_jax.config import Config, SsbError, load_config
 from ssb_jax.metrics import read_metrics
 from ssb_jax.pipeline import funnel_of
-from ssb_jax.records import Hint, Lesson, Outcome, Pair, Question, Rollout, Verdict, parse_json
+from ssb_jax.records import Hint, Lesson, Outcome, Pair, Question, Rollout, Verdict
+from ssb_jax.summaries import read_summaries
 
 KEPT = "kept"
 _LONGEST = 20_000  # characters of one text that the page shows
@@ -42,7 +43,7 @@ class RunView:
 
 
 def run_folders(folders: Sequence[Path]) -> list[Path]:
-    """The folders, and in the place of a study those of its cells that have begun.
+    """The folders, and in the place of a study its cells that have begun, of a run of several rounds its rounds.
 
     Raises:
       SsbError: no cell of a study has begun.
@@ -51,7 +52,9 @@ def run_folders(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         cells = begun_cells(folder)
         if cells == []:
-            raise SsbError(f"{folder} is a study of which no cell has begun; run `ssb study` first")
+            raise SsbError(
+                f"{folder} is a study or a run of rounds of which nothing has begun; run `ssb study` or `ssb run`"
+            )
         found += [folder] if cells is None else cells
     return found
 
@@ -70,10 +73,10 @@ def read_run(folder: Path, *, name: str, questions: int) -> RunView:
             f"{folder} is no run folder: it has no config.yaml; give the --out of an `ssb run` or of an `ssb study`"
         )
     config = load_config(folder / "config.yaml")
-    sets = _read_results(folder)
+    sets = read_summaries(folder)
     items = _train_items(folder, questions)
     for set_name, found in sets.items():
-        items += _eval_items(set_name, found.pop("rows"), questions)
+        items += _eval_items(set_name, found.pop("rows", []), questions)
     return RunView(
         name=name,
         folder=folder,
@@ -99,14 +102,6 @@ def _missing(folder: Path, config: Config, sets: Mapping[str, dict]) -> Iterable
     absent = [s.name for s in config.evaluation.sets if s.name not in sets]
     if absent:
         yield f"not evaluated yet on {', '.join(absent)}"
-
-
-def _read_results(folder: Path) -> dict[str, dict]:
-    path = folder / "evaluation" / "results.json"
-    try:
-        return parse_json(path.read_bytes())["sets"] if path.exists() else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SsbError(f"{path} cannot be read ({error}); delete it and run `ssb eval` again") from None
 
 
 def _train_items(folder: Path, limit: int) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def write_report(folders: Sequence[Path], out: Path, *, questions: int = 120, re
     Raises:
       SsbError: a folder is no run folder, or a file in it is damaged.
     """
-    folders = run_folders(folders)
+    given, folders = folders, run_folders(folders)
     runs = [
         read_run(folder, name=name, questions=questions) for folder, name in zip(folders, _names(folders), strict=True)
     ]
@@ -57,7 +57,7 @@ def write_report(folders: Sequence[Path], out: Path, *, questions: int = 120, re
         for item in entry["items"]:
             if item["set"] == "training" and item["id"] in tokens:
                 item["tokens"] = tokens[item["id"]]
-    write_atomically(out, _render(runs, reader, notices))
+    write_atomically(out, _render(runs, reader, notices, _comparison(given, runs)))
     note(f"{out}: {len(runs)} run(s), {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -82,7 +82,12 @@ def _tokens(run: RunView, limit: int) -> tuple[dict[str, list], str | None]:
         return {}, f"no reply is shaded by KL: {error}"
 
 
-def _render(runs: Sequence[RunView], reader: list[dict[str, Any]], notices: dict[str, list[str]]) -> str:
+def _render(
+    runs: Sequence[RunView],
+    reader: list[dict[str, Any]],
+    notices: dict[str, list[str]],
+    comparison: dict[str, Any] | None,
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ssb_jax", "report"),
         autoescape=True,
@@ -101,7 +106,7 @@ def _render(runs: Sequence[RunView], reader: list[dict[str, Any]], notices: dict
         accuracy=charts.accuracy(runs),
         accuracy_rows=_accuracy_rows(runs),
         curves=charts.training_curves(runs),
-        comparison=_comparison(runs),
+        comparison=comparison,
         reader=_embedded(reader),
         style=Markup(style),
         script=Markup(script),
@@ -184,13 +189,14 @@ def _behind(found: dict[str, Any]) -> list[str]:
     return [*sentences, *([f"{len(shared)} of these questions are training questions too"] if shared else [])]
 
 
-def _comparison(runs: Sequence[RunView]) -> dict[str, Any] | None:
-    """`ssb compare` of the runs that are evaluated, where there are several."""
+def _comparison(given: Sequence[Path], runs: Sequence[RunView]) -> dict[str, Any] | None:
+    """`ssb compare` of what is evaluated, where that is several runs."""
     evaluated = [run.folder for run in runs if run.sets]
     if len(evaluated) < 2:
         return None
+    sources = [folder for folder in given if any(folder == run or folder in run.parents for run in evaluated)]
     try:
-        comparison = compare(read_results(evaluated))
+        comparison = compare(read_results(sources))
     except SsbError as error:
         return {"refused": str(error)}
     figures = {
