@@ -39,4 +39,5 @@ def study(config: Path, out: Path | str, overrides: tuple[str, ...], part: tuple
             raise click.UsageError(str(error)) from None
         folders = run_study(settings, out, part=Part(*part))
     files = {name: out / f"study.{ending}" for name, ending in (("csv", "csv"), ("json", "json"), ("figure", "svg"))}
-    compare.callback(tuple(folders), reach=None, against=None, **files)
+    if folders:  # a part of a grid with fewer cells than parts has nothing yet
+        compare.callback(tuple(folders), reach=None, against=None, **files)
