@@ -11,7 +11,7 @@ from pathlib import Path
 from ssb_jax.artifacts import read_manifest, training_folder, write_atomically
 from ssb_jax.config import SsbError, load_config
 from ssb_jax.console import note
-from ssb_jax.model.adapters import load_adapter, save_adapter
+from ssb_jax.model.adapters import load_adapter, save_adapter, write_base
 from ssb_jax.model.lora import merge
 from ssb_jax.model.weights import save_model
 from ssb_jax.model_card import model_card
@@ -38,8 +38,9 @@ def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = 
     trained = read_manifest(training)
     if trained is None:
         raise SsbError(f"{run_folder} has no finished adapter; run `ssb run` or `ssb distill` first")
-    if peft is not None and merged is not None and peft.resolve() == merged.resolve():
-        raise SsbError(f"--peft and --merged both name {peft}; choose two folders")
+    outs = [out.resolve() for out in (peft, merged) if out is not None]
+    if len(outs) == 2 and (outs[0] in (outs[1], *outs[1].parents) or outs[1] in outs[0].parents):
+        raise SsbError(f"expected two folders beside each other, got --peft {peft} and --merged {merged}")
     for out in (peft, merged):
         if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise SsbError(f"{out} is not an empty folder; choose another one")
@@ -55,6 +56,7 @@ def export(run_folder: Path, *, peft: Path | None = None, merged: Path | None = 
     if peft is not None:
         with _appearing(peft) as part:
             save_adapter(lora, part, base=base)
+            write_base(part, workspace.model_folder)
             card = model_card(run_folder, config=config, trained=trained, base=base, merged=False)
             write_atomically(part / "README.md", card)
     if merged is not None:

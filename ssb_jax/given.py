@@ -86,8 +86,9 @@ def _assigned(
     for row in rows:
         if row.set in (None, set_name):
             named, asked = row.id if row.id in ids else None, by_text.get(normalise(row.question or ""))
-            if named and asked and named != asked:
-                raise SsbError(f"{source}: a row has the id {named} and the text of question {asked}; mend one of them")
+            if named and row.question and named != asked:
+                whose = f"the text of question {asked}" if asked else f"another text than that question of {set_name}"
+                raise SsbError(f"{source}: a row has the id {named} and {whose}; mend or leave out one of them")
             if named or asked:
                 yield row, named or asked
 

@@ -9,7 +9,7 @@ import jinja2
 from omegaconf import OmegaConf
 
 from ssb_jax.artifacts import Manifest, read_manifest
-from ssb_jax.config import Config
+from ssb_jax.config import Config, load_config
 from ssb_jax.scores import format_failures
 from ssb_jax.summaries import read_summaries
 
@@ -28,16 +28,20 @@ _SECTIONS = {
 }
 _TEMPLATE = """\
 ---
-base_model: {{ base }}
+base_model: {{ origin if merged else base }}
 library_name: {{ "transformers" if merged else "peft" }}
 pipeline_tag: text-generation
 tags: [{{ config.method }}, self-distillation, lora]
 ---
 
-# {{ base.rstrip("/").split("/")[-1] }}, {{ config.method }}{{ ", merged" if merged }}
+# {{ origin.rstrip("/").split("/")[-1] }}, {{ config.method }}{{ ", round " ~ round if round > 1 }}\
+{{ ", merged" if merged }}
 
 {{ "The base model with its LoRA adapter merged in" if merged else "A LoRA adapter" }}, trained from `{{ base }}` \
 by {{ method }}, with no labels beyond final answers.
+{% if round > 1 %}
+That base, `base` in the results too, is the student of round {{ round - 1 }}; the first one's base is `{{ origin }}`.
+{% endif %}
 {% if config.model.quantization != "none" %}
 In training and evaluation the base's layers were in {{ config.model.quantization }}\
 {{ "; here the adapter is merged into the whole base" if merged }}.
@@ -91,6 +95,8 @@ ssb-jax {{ versions["ssb-jax"] }}{{ " at commit " + commit if commit }}, \
 def model_card(run_folder: Path, *, config: Config, trained: Manifest, base: str, merged: bool) -> str:
     """The card of a run's adapter, or of the base with the adapter merged in, as Markdown.
 
+    A base that is the student of an earlier round is traced to the base of the first.
+
     Raises:
       SsbError: the run's results are damaged.
     """
@@ -98,8 +104,11 @@ def model_card(run_folder: Path, *, config: Config, trained: Manifest, base: str
         autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     sections = _SECTIONS.get(config.method, _SECTIONS[""])
+    origin, number = _origin(base)
     return environment.from_string(_TEMPLATE).render(
         base=base,
+        origin=origin,
+        round=number,
         merged=merged,
         config=config,
         method=_METHODS[config.method],
@@ -109,6 +118,14 @@ def model_card(run_folder: Path, *, config: Config, trained: Manifest, base: str
         versions=trained.versions,
         commit=_commit(),
     )
+
+
+def _origin(base: str) -> tuple[str, int]:
+    """What the first round's base is, where `base` is the student of a round (rounds.py), and whose round comes now."""
+    number = 1
+    while (config := Path(base).parent / "config.yaml").is_file() and Path(base).parent.parent.name == "rounds":
+        base, number = load_config(config).model.path, number + 1
+    return base, number
 
 
 def _table(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,11 @@ on with the cell that was cut off, where it was cut off. Hosts that see one fold
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pydantic
 
 from ssb_jax import hosts, pipeline
 from ssb_jax.artifacts import digest, drop_partial_line, owning, write_atomically
@@ -28,6 +31,14 @@ class Cell:
 
     name: str
     config: Config
+
+
+class _Finished(pydantic.BaseModel):
+    cell: str
+    config: str
+
+
+_ROW = pydantic.TypeAdapter(_Finished)
 
 
 @dataclass(frozen=True)
@@ -104,23 +115,38 @@ def run_study(config: Config, folder: Path, *, part: Part = Part()) -> list[Path
     hosts.refuse_many("a study")
     grid = cells(config)
     with owning(folder / "parts" / part.name if part.count > 1 else folder):
-        write_atomically(folder / "config.yaml", dump_config(config))
+        if not (folder / "config.yaml").exists():
+            write_atomically(folder / "config.yaml", dump_config(config))
         drop_partial_line(folder / part.log)
-        finished = _finished(folder)
-        for number, cell in enumerate(grid):
-            if number % part.count != part.number - 1 or finished.get(cell.name) == _identity(cell):
-                continue
-            note(f"study: {cell.name} ({number + 1} of {len(grid)})")
-            started = time.monotonic()
-            _run_cell(cell, folder)
-            row = {"cell": cell.name, "seconds": round(time.monotonic() - started, 2), "config": _identity(cell)}
-            with open(folder / part.log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        failed = _run_cells(grid, folder, part)
+        write_atomically(folder / "config.yaml", dump_config(config))  # one that its cells refuse is not theirs
+    if failed:
+        raise SsbError(f"{len(failed)} of {len(grid)} cells failed, their errors are above: {', '.join(failed)}")
     finished = _finished(folder)
     there = [folder / "cells" / cell.name for cell in grid if finished.get(cell.name) == _identity(cell)]
     if len(there) < len(grid):
         note(f"study: {len(there)} of {len(grid)} cells are finished; the others are other parts'")
     return there
+
+
+def _run_cells(grid: Sequence[Cell], folder: Path, part: Part) -> list[str]:
+    """Runs the part's cells that are not finished; returns those that failed, which hold up no other."""
+    finished, failed = _finished(folder), []
+    for number, cell in enumerate(grid):
+        if number % part.count != part.number - 1 or finished.get(cell.name) == _identity(cell):
+            continue
+        note(f"study: {cell.name} ({number + 1} of {len(grid)})")
+        started = time.monotonic()
+        try:
+            _run_cell(cell, folder)
+        except SsbError as error:
+            note(f"study: {cell.name} failed: {error}")
+            failed.append(cell.name)
+            continue
+        row = {"cell": cell.name, "seconds": round(time.monotonic() - started, 2), "config": _identity(cell)}
+        with open(folder / part.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    return failed
 
 
 def _identity(cell: Cell) -> str:
@@ -135,9 +161,18 @@ def _run_cell(cell: Cell, folder: Path) -> None:
 
 
 def _finished(folder: Path) -> dict[str, str]:
-    """Cell -> digest of the settings it was finished with, as all parts know it."""
-    finished = {}
-    for path in sorted(folder.glob("cells*.jsonl")):
-        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        finished |= {row["cell"]: row["config"] for row in map(json.loads, whole)}
-    return finished
+    """Cell -> digest of the settings it was finished with, as all parts know it, of those whose results are there."""
+    rows = [row for path in sorted(folder.glob("cells*.jsonl")) for row in _logged(path)]
+    there = folder / "cells"
+    return {row.cell: row.config for row in rows if (there / row.cell / "evaluation" / "results.json").is_file()}
+
+
+def _logged(path: Path) -> list[_Finished]:
+    """The rows of a log but for one that another part is writing just now."""
+    ended = path.read_bytes().rpartition(b"\n")[0]
+    try:
+        return [_ROW.validate_json(line) for line in ended.splitlines()]
+    except pydantic.ValidationError as error:
+        raise SsbError(
+            f"{path}: a line is not one of a finished cell ({error.errors()[0]['msg']}); delete it"
+        ) from None

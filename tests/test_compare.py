@@ -95,12 +95,42 @@ def test_runs_of_one_method_with_other_settings_are_no_seeds_of_each_other(tmp_p
     other = result(2, **{"model": "tiny 1", "lora.rank": 16})
     points = compare(read_results([*same, other])).points
     assert [(p.method, p.seeds) for p in points] == [("ssb [lora.rank 8]", (0, 1)), ("ssb [lora.rank 16]", (2,))]
-    many = result(3, **{"model": "small 2", "lora.rank": 32, "lora.alpha": 1.0})
-    names = [r.method for r in read_results([*same, many])]
+    few, many = ({"model": m, "lora.rank": r, "lora.alpha": a} for m, r, a in (("tiny 1", 8, 2), ("small 2", 32, 1)))
+    names = [r.method for r in read_results([result(seed, **few) for seed in (0, 1)] + [result(2, **many)])]
     assert names[0] == names[1] != names[2]
     assert names[2].startswith("ssb [model small 2, lora.rank 32, ... (")
     unknown = results_file(tmp_path / "old.json", "ssb", 0.5, seed=7)
     assert [r.method for r in read_results([*same, unknown])] == ["ssb"] * 3
+    whole = result(8, **{"model": "tiny 1", "lora.rank": 8.0})
+    assert [r.method for r in read_results([*same, whole])] == ["ssb"] * 3
+
+
+def test_runs_that_were_drawn_or_graded_differently_are_no_seeds_of_each_other(tmp_path):
+    graded = [{"sampling": {"temperature": t}, "prompts": "ab"} for t in (0.0, 0.8)]
+    files = [results_file(tmp_path / f"{i}.json", "ssb", 0.5, seed=i, graded=g) for i, g in enumerate(graded)]
+    names = [p.method for p in compare(read_results(files)).points]
+    assert names == ["ssb [sampling.temperature 0.0]", "ssb [sampling.temperature 0.8]"]
+
+
+def test_a_base_is_one_row_whoever_says_it(tmp_path):
+    one = results_file(tmp_path / "a.json", "base", 0.5)
+    values = json.loads(one.read_text())
+    del values["cost"]
+    values["sets"]["test"]["rows"] = values["sets"]["test"]["rows"][:30]
+    (tmp_path / "b.json").write_text(json.dumps(values | {"seed": 1}))
+    other = results_file(tmp_path / "c.json", "weak", 0.25)
+    comparison = compare(read_results([one, tmp_path / "b.json", other, results_file(tmp_path / "d.json", "e", 0.9)]))
+    assert [(p.method, p.seeds) for p in comparison.points] == [("base", (0,)), ("weak", (0,)), ("e", (0,))]
+    assert {reach.accuracy for reach in comparison.reaches} == {20 / 30}, "what the base has anyway is no goal"
+
+
+def test_answers_from_elsewhere_are_not_the_runs_own(tmp_path):
+    rows = [{"id": "q", "answers": {"gpt4": [{"outcome": "correct"}]}}]
+    cost = {"questions": 8, "flops": 1.0}
+    values = {"method": "rft", "own": None, "settings": {"model": "m"}, "cost": cost, "sets": {"test": {"rows": rows}}}
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    [result] = read_results([tmp_path / "results.json"])
+    assert (result.method, result.cost["flops"], result.settings) == ("gpt4", None, {})
 
 
 def test_the_rounds_of_a_run_stand_beside_each_other_with_what_all_cost(tmp_path):
@@ -115,6 +145,7 @@ def test_the_rounds_of_a_run_stand_beside_each_other_with_what_all_cost(tmp_path
         (folder / "evaluation/results.json").write_text(json.dumps(values))
     base, first, second = read_results([tmp_path / "run"])
     assert (base.method, first.method, second.method) == ("base", "ssb", "ssb, round 2")
+    assert second.settings == first.settings == {"model": "m1", "lora.rank": 8}
     assert second.cost == {"questions": 8, "generated_tokens": 300, "flops": 2.0, "device_seconds": None}
     assert run(tmp_path / "run").exit_code == 0
     (tmp_path / "run/rounds/02/evaluation/results.json").unlink()
@@ -214,8 +245,8 @@ def test_other_grading_and_missing_questions_are_said(tmp_path):
     other = results_file(tmp_path / "b.json", "b", 0.5, start=10, graded={"math-verify": "0.8.0"})
     result = run(one, other)
     assert result.exit_code == 0, result.output
-    assert "only the 30 of 50 questions" in result.stderr
-    assert "graded differently: math-verify is 0.9.0 in" in result.stderr
+    assert "only the 30 of 50 questions" in result.stdout
+    assert "graded differently: math-verify is 0.9.0 in" in result.stdout
 
 
 ROW = {"sets": {"test": {"rows": [{"id": "q", "correct": 1}]}}}
@@ -296,6 +327,7 @@ def test_names_with_dollar_signs_are_drawn_and_a_folder_is_no_file(tmp_path):
     assert run(path, "--figure", tmp_path / "f.svg").exit_code == 0
     result = run(path, "--csv", tmp_path)
     assert (result.exit_code, "is a directory" in result.stderr) == (2, True)
+    assert run(path, "--reach", "nan").exit_code == 2
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from ssb_jax.cli import main
 from ssb_jax.compare import read_results
 from ssb_jax.config import Evaluation, EvaluationSet, SsbError
 from ssb_jax.given import given_rollouts, read_given
-from ssb_jax.model.adapters import check_base
+from ssb_jax.model.adapters import BASE_FILE, check_base, write_base
 from ssb_jax.records import Outcome, Question, Rollout, StopReason, Verdict
 from ssb_jax.scores import Answers, format_failures, summarise
 from ssb_jax.stats import sign_test
@@ -111,6 +111,7 @@ def test_given_answers_are_found_by_id_or_text(tmp_path):
         ([{"id": "q0", "response": "a"}], "7 questions have too few, 0 too many, the first is q1 with 0"),
         ([{"id": f"q{i // 2}", "response": "a"} for i in range(16)], "0 questions have too few, 8 too many"),
         ([{"id": "q0", "question": "What is 1?", "response": "a"}], "the id q0 and the text of question q1"),
+        ([{"id": "q0", "question": "Who?", "response": "a"}], "the id q0 and another text than that question of test"),
         ([{"response": "a"}], "1 of 1 rows have neither id nor question"),
         ([{"id": "q0"}], "line 1: expected a JSON object for a GivenAnswer; response"),
         ([], "found none"),
@@ -123,7 +124,7 @@ def test_given_answers_that_do_not_fit_are_refused(rows, message, tmp_path):
         given_rollouts(read_given(path), QUESTIONS, set_name="test", num_samples=1, source=path)
 
 
-def test_an_adapter_of_another_base_is_refused(tmp_path):
+def test_an_adapter_of_another_base_is_refused(tmp_path, capsys):
     def adapter(base):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
         return tmp_path
@@ -136,6 +137,15 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
     check_base(adapter(str(ours / "copy")), "builtin:tiny", ours)
     with pytest.raises(SsbError, match=r"trained on Qwen/Qwen2\.5-3B, not on this run's Qwen/Qwen2\.5-3B-Instruct"):
         check_base(adapter("Qwen/Qwen2.5-3B"), "Qwen/Qwen2.5-3B-Instruct", ours)
+    check_base(adapter("/nowhere/tiny"), "builtin:tiny", ours)
+    assert "only the names were compared" in " ".join(capsys.readouterr().err.split())
+    write_base(tmp_path, ours)
+    check_base(adapter("/nowhere/anything"), "builtin:tiny", ours)
+    (ours / "model.safetensors").write_bytes(b"merged otherwise")
+    with pytest.raises(SsbError, match="was trained on /nowhere/tiny"):
+        check_base(adapter("/nowhere/tiny"), "builtin:tiny", ours)
+    (tmp_path / BASE_FILE).unlink()
+    (ours / "model.safetensors").write_bytes(b"weights")
     (ours / "copy" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(SsbError, match="was trained on"):
         check_base(adapter(str(ours / "copy")), "builtin:tiny", ours)
@@ -165,6 +175,12 @@ def test_eval_of_answers_from_elsewhere_needs_no_model_and_finds_training_questi
     path.write_text(path.read_text() + '{"id": 77, "response": "a"}\n')
     result = CliRunner().invoke(main, [str(a) for a in ("eval", TINY, *common, sets, "--answers", path)])
     assert f"1 of the 7 rows of {path} belong to no question of test, such as '77'" in " ".join(result.stderr.split())
+
+    other = tmp_path / "sglang.jsonl"
+    other.write_text("".join(json.dumps({"question": row["question"], "response": "?"}) + "\n" for row in rows))
+    result = CliRunner().invoke(main, [str(a) for a in ("eval", TINY, *common, sets, "--answers", other)])
+    assert result.exit_code == 0, result.output
+    assert [r.method for r in read_results([out])] == ["sglang", "vllm"], "what was evaluated before stays"
 
     path.write_text('{"id": "nobody", "response": "a"}\n')
     result = CliRunner().invoke(main, [str(a) for a in ("eval", TINY, *common, sets, "--answers", path)])

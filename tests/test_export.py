@@ -15,7 +15,7 @@ from model_helpers import make_lora
 from ssb_jax import export as exporting
 from ssb_jax.artifacts import Manifest, complete, write_atomically
 from ssb_jax.cli import main
-from ssb_jax.config import config_from_dict, load_config
+from ssb_jax.config import config_from_dict, dump_config, load_config
 from ssb_jax.config.tree import Method
 from ssb_jax.model.adapters import save_adapter
 from ssb_jax.model.weights import load_model, read_config, resolve_model
@@ -119,6 +119,24 @@ def test_of_several_rounds_the_last_is_exported(run, tmp_path):
     result = export(folder, "--peft", tmp_path / "peft")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "peft/adapter_model.safetensors").is_file()
+
+
+def test_the_card_of_a_later_round_names_the_first_base(tmp_path):
+    values = {"method": "ssb", "model": {"path": "builtin:tiny"}, "questions": {"path": "q.jsonl"}}
+    config = config_from_dict(values)
+    write_atomically(tmp_path / "rounds/01/config.yaml", dump_config(config))
+    trained = Manifest.sealed(stage="ssb", made_from={}, counts={}, files={}, seconds=1.0, versions={"ssb-jax": "0"})
+    base = str(tmp_path / "rounds/01/merged")
+    for merged, named in ((False, base), (True, "builtin:tiny")):
+        card = model_card(tmp_path / "rounds/02", config=config, trained=trained, base=base, merged=merged)
+        assert f"base_model: {named}\n" in card
+        assert "# builtin:tiny, ssb, round 2" in card
+        assert "is the student of round 1; the first one's base is `builtin:tiny`" in card
+
+
+def test_folders_within_each_other_are_refused(run, tmp_path):
+    result = export(run[0], "--peft", tmp_path / "out/sub", "--merged", tmp_path / "out")
+    assert (result.exit_code, "two folders beside each other" in result.stderr) == (1, True)
 
 
 def test_commands_of_one_stage_refuse_several_rounds(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,8 +95,24 @@ def test_parts_share_the_grid(tmp_path):
     whole = subprocess.run(command("study", tmp_path, *small), capture_output=True, text=True, env=ENVIRONMENT)
     assert whole.returncode == 0, whole.stderr
     assert times(tmp_path / "cells") == before
+    shutil.rmtree(tmp_path / "cells/rft-4-seed1")
+    again = subprocess.run(command("study", tmp_path, *small), capture_output=True, text=True, env=ENVIRONMENT)
+    assert (again.returncode, (tmp_path / "cells/rft-4-seed1/evaluation/results.json").is_file()) == (0, True)
     assert "3" in (tmp_path / "study.csv").read_text()
     assert [path.name for path in tmp_path.glob("shared/.*")] == []
+
+
+def test_a_cell_that_fails_holds_up_no_other(tmp_path):
+    """With answers of one token none is right."""
+    grid = ("--study.methods", "[rft]", "--study.questions", "[4]", "--study.seeds", "[0,1]")
+    grid += ("--rollouts.max_new_tokens", "1")
+    result = subprocess.run(command("study", tmp_path, *grid), capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 1
+    assert "2 of 2 cells failed, their errors are above: rft-4-seed0, rft-4-seed1" in " ".join(result.stderr.split())
+    assert result.stderr.count("was answered right") == 2
+    (tmp_path / "cells.jsonl").write_text("not json\n")
+    result = subprocess.run(command("study", tmp_path, *grid), capture_output=True, text=True, env=ENVIRONMENT)
+    assert "a line is not one of a finished cell" in " ".join(result.stderr.split())
 
 
 def test_a_finished_folder_is_shared_by_those_that_would_make_it_alike(tmp_path):

@@ -1,18 +1,28 @@
 """`ssb compare`."""
 
+import math
 from pathlib import Path
 
 import click
 
 from ssb_jax.cli.group import main
-from ssb_jax.console import note, table
+from ssb_jax.console import table
 
+_SHARE = click.FloatRange(0, 1)
 _FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _number(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("expected an accuracy from 0 to 1, got nan")
+    return value
 
 
 @main.command()
 @click.argument("sources", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--reach", type=click.FloatRange(0, 1), help="Accuracy to be reached; the weakest method's best.")
+@click.option(
+    "--reach", type=click.FloatRange(0, 1), callback=_number, help="Accuracy to be reached; the weakest method's best."
+)
 @click.option("--against", metavar="METHOD", help="The method that differences are taken to; ssb, or the first.")
 @click.option("--csv", type=_FILE, help="File for the points as CSV.")
 @click.option("--json", type=_FILE, help="File for everything as JSON.")
@@ -37,5 +47,5 @@ def compare(
             write(comparison, path)
     for title, header, rows in (*output.point_tables(comparison), *output.reach_tables(comparison)):
         table(title, header, rows)
-    for warning in comparison.warnings:
-        note(f"warning: {warning}")
+    for warning in comparison.warnings:  # part of what the tables say
+        click.echo(f"warning: {warning}")

@@ -74,7 +74,7 @@ def compare(
     """Compares methods set by set.
 
     Args:
-      accuracy: to be reached. None: what the weakest method has at its best.
+      accuracy: to be reached. None: what the weakest method has at its best, and the base's at least.
       against: the method that differences are taken to. None: `ssb`, or the first of the results.
 
     Raises:
@@ -91,7 +91,7 @@ def compare(
         _warn_of_other_grading(members, warnings)
         remarks = {remark: r.source for r in reversed(members) for remark in r.remarks}
         warnings += [f"{name}: {remark} ({source})" for remark, source in reversed(remarks.items())]
-        groups = _groups(members)
+        groups = _groups(members, questions)
         scores = [np.array([[r.scores[q] for q in questions] for r in group]) for group in groups.values()]
         replicates = bootstrap_seeds_and_questions(scores, resamples=resamples)
         estimates = [
@@ -122,13 +122,14 @@ class _Estimate:
     is_base: bool
 
 
-def _groups(members: Sequence[Result]) -> dict[tuple[str, float | None], list[Result]]:
+def _groups(members: Sequence[Result], questions: Sequence[str]) -> dict[tuple[str, float | None], list[Result]]:
     """The seeds of each method at each number of questions, base first, then by method and questions."""
     order = list(dict.fromkeys(r.method for r in sorted(members, key=lambda r: not r.is_base)))
     groups: dict[tuple[str, float | None], list[Result]] = {}
     for result in sorted(members, key=lambda r: (order.index(r.method), r.cost["questions"] or 0, r.seed)):
         group = groups.setdefault((result.method, result.cost["questions"]), [])
-        if not result.is_base or dict(result.scores) not in [dict(r.scores) for r in group]:
+        scores = [result.scores[q] for q in questions]
+        if not result.is_base or scores not in [[r.scores[q] for q in questions] for r in group]:
             group.append(result)  # a greedy base is the same in every run, and counts once
     return groups
 
@@ -164,6 +165,7 @@ def _reaches(name: str, estimates: Sequence[_Estimate], accuracy: float | None, 
         return []
     if accuracy is None:
         accuracy = min(max(e.value for e in curve) for curve in curves.values())
+        accuracy = max([accuracy, *(e.value for e in estimates if e.is_base)])
     return [reach for axis in AXES for reach in _reaches_on(name, curves, axis, accuracy, confidence)]
 
 

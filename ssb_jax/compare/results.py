@@ -14,6 +14,7 @@ question of the set, with its method's cost on every row.
 """
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,21 +92,33 @@ def begun_cells(folder: Path) -> list[Path] | None:
 
 
 def _told_apart(results: Sequence[Result]) -> list[Result]:
-    """Results of one method that were trained with different settings get names of their own: they are no seeds of
-    each other."""
+    """Results of one method that were trained, drawn or graded differently get names of their own: they are no seeds of
+    each other. What one of them does not say sets it apart from nothing."""
+    facts = [dict(result.settings) | _flat(result.graded) for result in results]
     named = []
-    for result in results:
-        alike = [other.settings for other in results if other.method == result.method and other.settings]
-        keys = dict.fromkeys(key for settings in alike for key in settings)
-        differing = [key for key in keys if len({repr(settings.get(key)) for settings in alike}) > 1]
-        if result.settings and differing:
-            own = {key: result.settings.get(key) for key in differing}
-            told = [f"{key} {value}" for key, value in own.items()]
+    for result, own in zip(results, facts, strict=True):
+        alike = [theirs for other, theirs in zip(results, facts, strict=True) if other.method == result.method]
+        differing = [key for key in own if len({_plain(theirs[key]) for theirs in alike if key in theirs}) > 1]
+        if differing:
+            told = [f"{key} {own[key]}" for key in differing]
             if len(told) > _MOST_NAMED:
-                told = [f"{', '.join(told[:_MOST_NAMED])}, ... ({digest(own)[:6]})"]
+                rest = digest({key: own[key] for key in differing})[:6]
+                told = [*told[:_MOST_NAMED], f"... ({rest})"]
             result = replace(result, method=f"{result.method} [{', '.join(told)}]")
         named.append(result)
     return named
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    parts = [{f"{k}.{n}": x for n, x in _flat(v).items()} if isinstance(v, dict) else {k: v} for k, v in values.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _plain(value: Any) -> str:
+    """A JSON value as text that is equal where values are: 1 and 1.0 are."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return repr(float(value)) if is_number else json.dumps(value, sort_keys=True, default=str)
 
 
 def _read(source: Path) -> Iterator[Result]:
@@ -135,6 +148,7 @@ def _evaluated(folder: Path) -> bool:
 def _rounds(folders: Sequence[Path]) -> Iterator[Result]:
     """Each round's student as a method of its own that cost all rounds so far; the base is the first one's."""
     spent: dict[str, float | None] = dict.fromkeys(AXES, 0.0)
+    settings: Mapping[str, Any] = {}
     for number, folder in enumerate(folders, 1):
         if not _evaluated(folder):
             return
@@ -145,7 +159,7 @@ def _rounds(folders: Sequence[Path]) -> Iterator[Result]:
             if result.is_base and number == 1:
                 yield result
             elif not result.is_base:
-                settings = {key: value for key, value in result.settings.items() if key != "model" or number == 1}
+                settings = result.settings if number == 1 else settings  # all rounds have them, but for the model
                 method = result.method if number == 1 else f"{result.method}, round {number}"
                 yield replace(result, method=method, cost=spent, settings=settings)
 
@@ -198,6 +212,7 @@ class _File(_Loose):
     """What is read of a results.json; `ssb eval` writes more."""
 
     method: _Name | None = None
+    own: str | None = None
     seed: int = 0
     cost: _Cost | None = None
     settings: dict[str, Any] = {}
@@ -245,10 +260,10 @@ def _of_set(values: _File, name: str, found: _Set, path: Path, folder: Path | No
             lacking = "method" if method is None else "a row's correct"
             raise SsbError(f"{path}: {_EXPECTED}; there is no {lacking} ({name})")
         scores = _unique(ids, [row.correct for row in found.rows], path, name)
-        yield Result(
-            method=method, cost=cost, scores=scores, settings=values.settings, is_base=method == BASE, **common
-        )
-    label = values.method or ""  # may name the loss too
+        is_base = method == BASE
+        cost = dict.fromkeys(AXES, 0) if is_base else cost
+        yield Result(method=method, cost=cost, scores=scores, settings=values.settings, is_base=is_base, **common)
+    label = values.method or ""  # names the loss too
     others = [model for model in models if model != BASE]
     for model in models:
         short = next((row.id for row in found.rows if model not in row.answers), None)
@@ -256,7 +271,8 @@ def _of_set(values: _File, name: str, found: _Set, path: Path, folder: Path | No
             raise SsbError(f"{path}: {name}: question {short!r} has no answer of {model}")
         given = [row.answers[model] for row in found.rows]
         shares = [sum(a.outcome is Outcome.CORRECT for a in answers) / len(answers) for answers in given]
-        own = others == [model] or label.split(" ")[0] == model  # others were trained elsewhere, at a cost unknown
+        # Others were trained elsewhere, at a cost unknown. Older files do not say which model is their own.
+        own = model == values.own if "own" in values.model_fields_set else others == [model] or label == model
         is_base = model == BASE
         of_base = {k: v for k, v in values.settings.items() if k == "model"}
         yield Result(
@@ -326,7 +342,7 @@ def _from_csv(path: Path) -> Iterator[Result]:
             method=method,
             seed=seed,
             set=name,
-            cost=dict(zip(AXES, costs, strict=True)),
+            cost=dict.fromkeys(AXES, 0) if method == BASE else dict(zip(AXES, costs, strict=True)),
             scores=_unique([row.question for row in rows], [row.correct for row in rows], path, name),
             gold={},
             graded={},

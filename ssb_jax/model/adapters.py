@@ -16,12 +16,14 @@ import numpy as np
 
 from ssb_jax.artifacts import file_digest, write_atomically
 from ssb_jax.config import SsbError
+from ssb_jax.console import note
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import LORA_MODULES, Lora, lora_shapes, lora_shardings
 from ssb_jax.model.weights import DISK_DTYPES, opened_safetensors, read_json, save_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_FILE = "base.json"  # ours: digests of the base's weight files
 # What we do not implement: option -> the values that switch it off.
 OFF = {
     "bias": ("none", None),
@@ -111,20 +113,29 @@ def load_adapter(folder: str | Path, config: ModelConfig, *, mesh: jax.sharding.
 def check_base(folder: str | Path, base: str, base_folder: Path) -> None:
     """Refuses an adapter that says it was trained on another model than `base`, whose files lie in `base_folder`.
 
-    It is the same model when the folder it names holds equal weight files; where there is no such folder, when the last
-    parts of both names agree.
+    It is the same model when the digests in its base.json, or the files of the folder that it names, are those of the
+    base's weights; where there is neither, when the last parts of both names agree.
 
     Raises SsbError naming both.
     """
     named = str(read_json(Path(folder) / CONFIG_FILE, "an adapter folder needs one").get("base_model_name_or_path"))
     theirs = _weight_files(Path(named))
+    if (Path(folder) / BASE_FILE).exists():
+        theirs = read_json(Path(folder) / BASE_FILE, "delete it to have only names compared").get("weights")
     same_name = Path(named).name.casefold() in (Path(base).name.casefold(), base_folder.resolve().name.casefold())
     if theirs == _weight_files(base_folder) if theirs else same_name:
+        if not theirs and Path(named).is_absolute():
+            note(f"warning: {folder} names its base {named}, which is not here: only the names were compared")
         return
     raise SsbError(
         f"the adapter in {folder} was trained on {named}, not on this run's {base}; evaluate it with its own base, or, "
         f"if both have the same weights, correct base_model_name_or_path in its {CONFIG_FILE}"
     )
+
+
+def write_base(folder: Path, base_folder: Path) -> None:
+    """Says in an adapter's folder which weights it belongs to, wherever they lie by then."""
+    write_atomically(folder / BASE_FILE, json.dumps({"weights": _weight_files(base_folder)}, indent=1) + "\n")
 
 
 def _weight_files(folder: Path) -> dict[str, str]:

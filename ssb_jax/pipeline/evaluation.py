@@ -25,13 +25,14 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class _Contestant:
-    """Whose answers: the base's, those of the base with the adapter in a folder, or those that are given."""
+    """Whose answers: the base's, those of the base with the adapter in a folder, those that are given, or kept ones."""
 
     name: str
     adapter: Path | None = None
     identity: str | None = None  # of the adapter's files, or of the file of answers
     given: tuple[GivenAnswer, ...] | None = None
     source: Path | None = None
+    kept: bool = False  # evaluated by an earlier call, which alone knows where it is from
 
 
 def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = None) -> dict[str, dict]:
@@ -58,7 +59,7 @@ def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = No
         members = _members(run, evaluation_set)
         asked[evaluation_set.name] = members
         found: dict[str, Answers] = {}
-        for contestant in contestants:
+        for contestant in [*contestants, *_kept(run, evaluation_set, contestants)]:
             folder = run.folder / "evaluation" / evaluation_set.name / contestant.name
             if answers is not None and contestant.given is None and read_manifest(folder) is None:
                 continue
@@ -75,14 +76,16 @@ def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = No
     if answers is not None:
         _tell_of_strangers(answers, contestants[-1].given, asked)
     cost = run_cost(run.folder, devices=jax.device_count())
-    trained = any(contestant.adapter == run.adapter_folder for contestant in contestants)
+    models = {name.rpartition("/")[2] for name in sources}
+    own = config.method if config.method in models and read_manifest(run.training_folder) is not None else None
     if hosts.is_first():
         evaluation.write_results(
             run.folder / "evaluation" / "results.json",
             results,
-            method=method_label(config) if trained else None,
+            method=None if own is None else method_label(config),
+            own=own,
             seed=config.seed,
-            settings=_settings(run, trained=trained, with_base=any(name.endswith(f"/{BASE}") for name in sources)),
+            settings=_settings(run, trained=own is not None, with_base=BASE in models),
             cost=None if cost is None else vars(cost),
             made_from={name: manifest.digest for name, manifest in sources.items()},
         )
@@ -126,6 +129,13 @@ def _contestants(run: Run, adapter: Path | None, answers: Path | None) -> list[_
     if len(set(names)) < len(names) or "questions" in names:
         raise SsbError(f"the evaluated models need different names, got {', '.join(names)}; rename the folder or file")
     return contestants
+
+
+def _kept(run: Run, evaluation_set: EvaluationSet, others: Sequence[_Contestant]) -> list[_Contestant]:
+    """Models that earlier calls evaluated on the set: their answers stay among the results."""
+    taken = {"questions", *(contestant.name for contestant in others)}
+    folders = sorted(path.parent for path in (run.folder / "evaluation" / evaluation_set.name).glob("*/manifest.json"))
+    return [_Contestant(folder.name, kept=True) for folder in folders if folder.name not in taken]
 
 
 def _summary(
@@ -186,6 +196,9 @@ def _answer_set(
     """One contestant's answers to one set; None where the given answers are to other sets."""
     label = f"{evaluation_set.name}: {contestant.name}"
     gold = {q.id: q.answer for q in members}
+    if contestant.kept:
+        manifest = read_manifest(folder)
+        return manifest if manifest.made_from.get("questions") == gold else None
     if contestant.given is not None:
         rollouts = given_rollouts(
             contestant.given,
