@@ -141,7 +141,8 @@ def _mirror(files, folder):
 
 
 def _awkward(folder):
-    """A run whose clock went back before its manifest, and stood still while targets and checkpoints were written."""
+    """A run whose clock went back before its manifest, and stood still while targets and checkpoints were written; its
+    log has grown since the last checkpoint was sealed."""
     _stage(folder / "questions")
     _stage(folder / "blocks/0000/rollouts")
     os.utime(folder / "blocks/0000/rollouts/manifest.json", ns=(1, 1))
@@ -155,6 +156,7 @@ def _awkward(folder):
     for name in ("targets", "distillation"):
         for path in (folder / name).rglob("*"):
             os.utime(path, ns=(10**18, 10**18))
+    write_atomically(folder / "distillation/metrics.jsonl", "{}\n" * 3)
 
 
 def test_cut_off_anywhere_the_store_holds_no_promise_without_what_it_promises(tmp_path):
@@ -180,6 +182,7 @@ def test_cut_off_anywhere_the_store_holds_no_promise_without_what_it_promises(tm
             assert all((index.parent / shard).exists() for shard in json.loads(index.read_bytes()))
         for step in (again / "distillation/checkpoints").glob("[0-9]*"):
             assert len([path for path in step.rglob("*") if path.is_file()]) == 3
+            assert (step.parent.parent / "metrics.jsonl").exists(), "it has the rows of the step"
     assert cut == len(_files(tmp_path / "run")) - 3, "cut off before each file but those of the unsealed checkpoint"
 
 

@@ -23,6 +23,7 @@ LAST = ".last-folder"  # object there, file here: which working folder was the l
 _PUSHED = ".pushed.json"  # file here: what of the folder is there
 _GROWING = ("*.jsonl", "events.out.tfevents.*")  # appended to in place; all other files are written once or replaced
 _CHECKPOINT = re.compile(r"(.*\bcheckpoints)/(\d+)/")
+_SEAL = re.compile(r"(.*\b)checkpoints/digests/\d+\.json")
 
 Stamp = tuple[int, int]  # of a file: when it was written, in nanoseconds, and its bytes
 
@@ -168,10 +169,15 @@ def _grows(name: str) -> bool:
 
 
 def _due(name: str, stamps: Mapping[str, Stamp]) -> tuple[int, int]:
-    """The order of uploading: as written; a manifest after all of its folder, whatever the clock said.
+    """The order of uploading: as written; a manifest after all of its folder, whatever the clock said; a checkpoint's
+    seal after the logs beside the checkpoints, which have the rows of its steps and grow on.
 
     At a tie, which coarse clocks make, JSON files (indices, seals) come after the data that they speak of.
     """
+    seal = _SEAL.fullmatch(name)
+    if seal is not None:
+        logs = (stamp[0] for other, stamp in stamps.items() if other.startswith(seal[1]) and _grows(other))
+        return max(stamps[name][0], *logs, 0), 1
     folder, slash, file = name.rpartition("/")
     if file == MANIFEST:
         return max(stamp[0] for other, stamp in stamps.items() if other.startswith(folder + slash)), 2
