@@ -3,7 +3,7 @@
 A checkpoint becomes visible in one rename, so a kill leaves the ones before it. Each is sealed with the digests of its
 files in `digests/`; one that has changed since (a disk that lied, a file cut off) is reported, deleted and passed over
 for the one before it. One that is as it was written and cannot be read all the same is an error, and stays. Where there
-are several processes all call these functions alike, and process 0 seals and judges.
+are several processes all call these functions alike; process 0 alone writes, seals and judges, and all read.
 Knows no training loop.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 import pydantic
+from jax.experimental import multihost_utils
 
 from ssb_jax import hosts
 from ssb_jax.artifacts import file_digest, write_atomically
@@ -29,11 +30,21 @@ _SEAL = pydantic.TypeAdapter(dict[str, str])  # file -> SHA-256
 @contextlib.contextmanager
 def checkpoints(folder: Path, *, keep: int) -> Iterator[ocp.CheckpointManager]:
     """Opens a folder of checkpoints that keeps the last `keep`; saving goes on in the background until it closes."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    alone = ocp.options.MultiprocessingOptions(  # each for itself: Orbax would have all of them write to one folder
+        primary_host=hosts.index(), active_processes={hosts.index()}, barrier_sync_key_prefix=f"ssb-{hosts.index()}"
+    )
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=False,
+        cleanup_tmp_directories=hosts.is_first(),
+        multiprocessing_options=alone,
+    )
     manager = ocp.CheckpointManager(folder.absolute(), options=options)
     try:
         yield manager
         _seal(manager)
+        hosts.settle()
     finally:
         manager.close()
 
@@ -44,14 +55,23 @@ def save(manager: ocp.CheckpointManager, step: int, *, state: Any, data: dict[st
     Raises:
       SsbError: the disk refused.
     """
+    state = _whole(state)
+    if not hosts.is_first():
+        return
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
     try:
         _seal(manager)
-        if hosts.is_first():
-            _digests(manager, step).unlink(missing_ok=True)
+        _digests(manager, step).unlink(missing_ok=True)
         manager.save(step, args=items, force=True)
     except OSError as error:
         raise SsbError(f"the checkpoint of step {step} cannot be written to {manager.directory}: {error}") from None
+
+
+def _whole(state: Any) -> Any:
+    """A tree of arrays, of which the devices of other processes may hold parts, as process 0 can write it."""
+    if hosts.count() == 1:
+        return state
+    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), state)
 
 
 def restore(manager: ocp.CheckpointManager, *, like: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -102,15 +122,14 @@ def _read(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) 
 def _forget(manager: ocp.CheckpointManager, step: int) -> None:
     if hosts.is_first():
         _digests(manager, step).unlink(missing_ok=True)
-    manager.delete(step)
+        manager.delete(step)
 
 
 def _seal(manager: ocp.CheckpointManager) -> None:
     """Waits for what is being saved, and writes the digests of checkpoints that have none."""
-    manager.wait_until_finished()
-    hosts.gather(None)
     if not hosts.is_first():
         return
+    manager.wait_until_finished()
     steps = manager.all_steps()
     for step in steps:
         if not _digests(manager, step).exists():

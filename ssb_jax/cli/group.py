@@ -95,10 +95,15 @@ def opened(config: Path, out: Path | str, overrides: tuple[str, ...], *, rounds:
     from ssb_jax import hosts
 
     identity = {"config": settings.model_dump(mode="json"), "versions": versions(), "code": code_digest()}
-    with hosts.stopping_on_sigterm(), hosts.joined(identity), contextlib.ExitStack() as stack:
+    with (
+        hosts.stopping_on_sigterm(),
+        contextlib.ExitStack() as lasting,
+        hosts.joined(identity),
+        contextlib.ExitStack() as stack,
+    ):
         if not hosts.is_first():
             be_quiet()
-        folder = _take(out, stack)
+        folder = _take(out, stack, lasting)
         use_compilation_cache(settings)
         from ssb_jax import pipeline
         from ssb_jax.workspace import Workspace
@@ -108,8 +113,8 @@ def opened(config: Path, out: Path | str, overrides: tuple[str, ...], *, rounds:
             yield pipeline, run
 
 
-def _take(out: Path | str, stack: contextlib.ExitStack) -> Path:
-    """The run's folder on this machine, which is this command's alone until the stack ends."""
+def _take(out: Path | str, stack: contextlib.ExitStack, lasting: contextlib.ExitStack) -> Path:
+    """The run's folder on this machine, which is this command's alone until the stacks end."""
     from ssb_jax import hosts
 
     if isinstance(out, Path):
@@ -117,10 +122,7 @@ def _take(out: Path | str, stack: contextlib.ExitStack) -> Path:
         hosts.refuse_unseen(out)
         return out
     if hosts.count() > 1:
-        raise SsbError(
-            f"--out {out}: a run of {hosts.count()} processes needs a folder that all of them see (NFS, Filestore, a "
-            "bucket mounted with gcsfuse); a URL works for one process"
-        )
+        return hosts.take_url(out, stack=stack, lasting=lasting)
     from ssb_jax.remote import mirrored
 
     return stack.enter_context(mirrored(out))

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 from jax._src import clusters, distributed  # the service's client and cluster detection have no public name yet
@@ -29,6 +29,23 @@ JOIN_TIMEOUT = "SSB_JOIN_TIMEOUT"
 _ENDED, _LEFT = "ssb/ended", "ssb/left/"
 _SLICE = 1000  # milliseconds between two looks at whether another process failed
 _calls = itertools.count()
+
+
+class Exchange(Protocol):
+    """How processes that see no common folder show each other what they wrote (hosts/folder.py)."""
+
+    def give(self, *, all_of_it: bool) -> dict[str, Any]:
+        """Makes what this process wrote available; returns what the others are to `take`.
+
+        Args:
+          all_of_it: also what only the next start of the run looks for.
+        """
+
+    def take(self, news: Mapping[str, Any]) -> None:
+        """Takes what the others gave."""
+
+
+_exchanges: list[Exchange] = []  # one at most
 
 
 def index() -> int:
@@ -84,8 +101,10 @@ def joined(identity: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: Any, *, settled: bool = False) -> list[Any]:
     """The JSON-able values that all processes gave, by process; returns when all have come here.
+
+    Each then sees in its run folder what any of them wrote before; for `settled` see `settle`.
 
     Raises:
       SsbError: another process failed meanwhile, with its reason.
@@ -94,11 +113,24 @@ def gather(value: Any) -> list[Any]:
     if count() == 1:
         return [value]
     call, client = next(_calls), distributed.global_state.client
-    client.key_value_set(f"ssb/{call}/{index()}", json.dumps(value))
+    news = {name: facts for exchange in _exchanges for name, facts in exchange.give(all_of_it=settled).items()}
+    client.key_value_set(f"ssb/{call}/{index()}", json.dumps([value, news]))
     values = [json.loads(_wait_for(f"ssb/{call}/{process}")) for process in range(count())]
     if call > 0:  # all have come here, so nobody will read the values of the call before
         client.key_value_delete(f"ssb/{call - 1}/{index()}")
-    return values
+    for exchange in _exchanges:
+        exchange.take({k: v for i, (_, theirs) in enumerate(values) if i != index() for k, v in theirs.items()})
+    return [value for value, _ in values]
+
+
+@contextlib.contextmanager
+def exchanging(exchange: Exchange) -> Iterator[None]:
+    """Within, every `gather` exchanges what was written."""
+    _exchanges.append(exchange)
+    try:
+        yield
+    finally:
+        _exchanges.remove(exchange)
 
 
 def on_first(make: Callable[[], T]) -> T:
@@ -107,6 +139,11 @@ def on_first(make: Callable[[], T]) -> T:
         return make()
     gather(None)
     return gather(make() if is_first() else None)[0]
+
+
+def settle() -> None:
+    """Returns when all have come here, and what they wrote is where a new start finds it, checkpoints too."""
+    gather(None, settled=True)
 
 
 def refuse_many(what: str) -> None:

@@ -46,13 +46,50 @@ class Card:
 _CARD = pydantic.TypeAdapter(Card)
 
 
-class Lock:
+class Guard:
+    """Watches that a lock is still that of this process's run, by its token."""
+
+    def __init__(self, store: Store, token: str):
+        self.lost = False
+        self._store, self._token = store, token
+
+    def watch(self) -> None:
+        """Where the lock is another's by now, stops this process as SIGTERM does."""
+        if not self.lost and not self._is_mine():
+            self.lost = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def beat(self) -> None:
+        """What is to be done every now and then."""
+        self.watch()
+
+    def refuse_if_lost(self) -> None:
+        """Says who has the run now.
+
+        Raises:
+          SsbError: not this one.
+        """
+        if self.lost:
+            raise SsbError(f"{self._store.url} was taken over by another process, which found no sign of life here")
+
+    def _is_mine(self) -> bool:
+        owner = self._owner()
+        return owner is not None and owner.token == self._token
+
+    def _owner(self) -> Card | None:
+        text = self._store.read(LOCK)
+        try:
+            return None if text is None else _CARD.validate_json(text)
+        except pydantic.ValidationError:
+            raise SsbError(f"{self._store.url}/{LOCK} is not a lock of ssb; delete it") from None
+
+
+class Lock(Guard):
     """The lock of one process; for the arguments see `Card`."""
 
     def __init__(self, store: Store, *, folder: str, seconds: float):
-        self.lost = False
-        self._store = store
         self.card = Card(f"process {os.getpid()} on {socket.gethostname()}", uuid4().hex, folder, seconds)
+        super().__init__(store, self.card.token)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -76,26 +113,11 @@ class Lock:
                     self._store.delete(LOCK)
 
     def beat(self) -> None:
-        """A sign of life. Where the lock is another's by now, stops this process as SIGTERM does."""
-        if self.lost:
-            return
-        if not self._is_mine():
-            self.lost = True
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        self.card = replace(self.card, beats=self.card.beats + 1)
-        self._store.write(LOCK, _CARD.dump_json(self.card))
-
-    def _is_mine(self) -> bool:
-        owner = self._owner()
-        return owner is not None and owner.token == self.card.token
-
-    def _owner(self) -> Card | None:
-        text = self._store.read(LOCK)
-        try:
-            return None if text is None else _CARD.validate_json(text)
-        except pydantic.ValidationError:
-            raise SsbError(f"{self._store.url}/{LOCK} is not a lock of ssb; delete it") from None
+        """A sign of life, if the lock is still this process's."""
+        self.watch()
+        if not self.lost:
+            self.card = replace(self.card, beats=self.card.beats + 1)
+            self._store.write(LOCK, _CARD.dump_json(self.card))
 
     def _watch(self, owner: Card) -> None:
         """Returns when the owner let go of the lock, or showed no sign of life for long enough."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,14 +15,16 @@ from ssb_jax.artifacts import MANIFEST, digest, owning, write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.console import note
 from ssb_jax.records import parse_json
-from ssb_jax.remote.lock import Lock, repeating
+from ssb_jax.remote.lock import Guard, Lock, repeating
 from ssb_jax.remote.store import Store, open_store
 
 SCRATCH, PUSH_SECONDS = "SSB_SCRATCH", "SSB_PUSH_SECONDS"
 MOST_BEAT = 10.0  # seconds between two signs of life
 LAST = ".last-folder"  # object there, file here: which working folder was the last to work there
+SEVERAL = b"several"  # in its place where each process of a run worked in a folder of its own
 _PUSHED = ".pushed.json"  # file here: what of the folder is there
 _GROWING = ("*.jsonl", "events.out.tfevents.*")  # appended to in place; all other files are written once or replaced
+_COUNTED = re.compile(r"\.engine-\d+\.json")  # hidden in the folder's manifest, and not private
 _CHECKPOINT = re.compile(r"(.*\bcheckpoints)/(\d+)/")
 _SEAL = re.compile(r"(.*\b)checkpoints/digests/\d+\.json")
 
@@ -35,40 +38,50 @@ def mirrored(url: str) -> Iterator[Path]:
     Raises:
       SsbError: the store cannot be reached or refuses; another process has the run, or has taken it over.
     """
-    store, folder, seconds = open_store(url), working_folder(url), _push_seconds()
-    with owning(folder):
-        mirror = Mirror(store, folder)
-        lock = Lock(store, folder=mirror.identity, seconds=min(seconds, MOST_BEAT))
-        with lock.held():
-            mirror.start()
-            with _pushing(mirror, lock, seconds):
-                yield folder
+    with locked(url) as (mirror, lock):
+        mirror.start()
+        with pushing(mirror, lock, kept=f"All of the run is in {mirror.folder}: the same command here goes on"):
+            yield mirror.folder
 
 
 @contextlib.contextmanager
-def _pushing(mirror: "Mirror", lock: Lock, seconds: float) -> Iterator[None]:
+def locked(url: str) -> Iterator[tuple["Mirror", Lock]]:
+    """The mirror of a run's folder, not started yet, while this process has the run; see `mirrored`."""
+    store, folder = open_store(url), working_folder(url)
+    seconds = min(_push_seconds(), MOST_BEAT)
+    with owning(folder):
+        mirror = Mirror(store, folder)
+        lock = Lock(store, folder=mirror.identity, seconds=seconds)
+        with lock.held():
+            yield mirror, lock
+
+
+@contextlib.contextmanager
+def pushing(mirror: "Mirror", lock: Guard, *, kept: str) -> Iterator[None]:
+    """Uploads what changes, so long as the lock is the run's; `kept`: what to say when the last upload fails."""
+
     def push() -> None:
         lock.beat()
         if not lock.lost:
             mirror.push()
 
     try:
-        with repeating(push, seconds):
+        with repeating(push, _push_seconds()):
             yield
     finally:
         try:
             push()
         except SsbError as error:
-            raise SsbError(f"{error}. All of the run is in {mirror.folder}: the same command here goes on") from None
-        if lock.lost:
-            raise SsbError(f"{mirror.store.url} was taken over by another process, which found no sign of life here")
+            raise SsbError(f"{error}. {kept}") from None
+        lock.refuse_if_lost()
 
 
-def working_folder(url: str) -> Path:
-    """Where a run at a URL works: below SSB_SCRATCH, by default ~/.cache/ssb-jax/runs."""
+def working_folder(url: str, process: int = 0) -> Path:
+    """Where a process of a run at a URL works: below SSB_SCRATCH, by default ~/.cache/ssb-jax/runs."""
     url = url.rstrip("/")
-    name = re.sub(r"[^\w.-]+", "-", url)[-60:].strip("-.")
-    return Path(os.environ.get(SCRATCH, "~/.cache/ssb-jax/runs")).expanduser().absolute() / f"{name}-{digest(url)[:8]}"
+    name = re.sub(r"[^\w.-]+", "-", url)[-60:].strip("-.") + f"-{digest(url)[:8]}"
+    name += f"-{process:05d}" if process else ""
+    return Path(os.environ.get(SCRATCH, "~/.cache/ssb-jax/runs")).expanduser().absolute() / name
 
 
 class Mirror:
@@ -77,56 +90,119 @@ class Mirror:
     def __init__(self, store: Store, folder: Path):
         self.store, self.folder = store, folder
         self._there: dict[str, Stamp | None] = {}  # objects, with the stamp of the file that was uploaded if known
+        self._news: dict[str, bool] = {}  # objects written (or deleted: False) here since `news`; no checkpoints
+        self._lock = threading.Lock()  # of the two above: two threads may push
         if not (folder / LAST).exists():
             write_atomically(folder / LAST, uuid4().hex)
         self.identity = (folder / LAST).read_text()
 
     def start(self) -> None:
         """Makes the folder what the store holds, unless it was the last to work there: then it is as new, or newer."""
-        names = {name for name in self.store.describe() if not _is_private(name)}
-        last = self.store.read(LAST)
-        if last == self.identity.encode():
+        if self.store.read(LAST) == self.identity.encode():
+            names = self._names()
             self._there = dict.fromkeys(names) | {k: v for k, v in self._recorded().items() if k in names}
             return
+        self._there = dict.fromkeys(self.fetch()) | self._there  # parts of checkpoints: deleted by the first push
+        self.store.write(LAST, self.identity.encode())
+
+    def fetch(self) -> set[str]:
+        """Makes the folder what the store holds; returns the names of all objects, unsealed checkpoints included."""
+        names = self._names()
         _empty(self.folder)
         wanted = sorted(name for name in names if _is_whole(name, names))
         if wanted:
             note(f"fetching {len(wanted)} files from {self.store.url} to {self.folder}")
             self.store.fetch(wanted, self.folder)
-        stamps = _scan(self.folder)
-        self._there = {name: stamps.get(name) for name in names}
-        self.store.write(LAST, self.identity.encode())
+        self._there = dict(_scan(self.folder))
+        return names
 
-    def push(self) -> None:
-        """Uploads what changed, oldest first, then deletes what is gone.
+    def push(self, *, checkpoints: bool = True) -> bool:
+        """Uploads what changed, oldest first, then deletes what is gone; whether all of that is done.
 
         Only what was there at the beginning, as it was: when a file that others rely on has been replaced meanwhile,
         the rest is left to the next push.
         """
-        stamps = _scan(self.folder)
-        changed = [name for name, stamp in stamps.items() if self._there.get(name) != stamp]
+        stamps, changed, gone = self._pending(checkpoints)
         try:
             for name in sorted(changed, key=lambda name: _due(name, stamps)):
                 if not self._upload(name, stamps[name]):
-                    return
-            for name in sorted(self._there.keys() - stamps.keys(), key=lambda name: (not name.endswith(".json"), name)):
-                self.store.delete(name)  # a checkpoint's seal before the checkpoint
-                del self._there[name]
+                    return False
+            for name in sorted(gone, key=lambda name: (not name.endswith(".json"), name)):
+                self._delete(name)  # a checkpoint's seal before the checkpoint
+            return True
         finally:
-            write_atomically(self.folder / _PUSHED, json.dumps(self._there))
+            with self._lock:
+                write_atomically(self.folder / _PUSHED, json.dumps(self._there))
+
+    def is_pushed(self, *, checkpoints: bool) -> bool:
+        """Whether there is nothing to upload or delete."""
+        _, changed, gone = self._pending(checkpoints)
+        return not changed and not gone
+
+    def news(self) -> dict[str, bool]:
+        """What was uploaded (True) or deleted since this was last asked; checkpoints are left out."""
+        with self._lock:
+            news, self._news = self._news, {}
+        return news
+
+    def take(self, news: Mapping[str, bool]) -> None:
+        """Fetches and deletes what others uploaded and deleted."""
+        wanted = sorted(name for name, is_there in news.items() if is_there)
+        parts = self.folder / f".fetched-{uuid4().hex}"
+        if wanted:
+            self.store.fetch(wanted, parts)
+        with self._lock:  # or `push` would see a file that it does not know
+            for name in wanted:
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(parts / name, self.folder / name)
+                self._there[name] = _stamp((self.folder / name).stat())
+            for name in news.keys() - set(wanted):
+                (self.folder / name).unlink(missing_ok=True)
+                self._there.pop(name, None)
+        shutil.rmtree(parts, ignore_errors=True)
+
+    def _names(self) -> set[str]:
+        return {name for name in self.store.describe() if not _is_private(name)}
+
+    def _pending(self, checkpoints: bool) -> tuple[dict[str, Stamp], list[str], list[str]]:
+        """The files that are here, those of them that changed, and what is gone."""
+        with self._lock:
+            stamps = _scan(self.folder)
+            changed = [name for name, stamp in stamps.items() if self._there.get(name) != stamp]
+            gone = [name for name in self._there if name not in stamps]
+        if checkpoints:
+            return stamps, changed, gone
+        return stamps, [n for n in changed if not _of_checkpoints(n)], [n for n in gone if not _of_checkpoints(n)]
 
     def _upload(self, name: str, stamp: Stamp) -> bool:
         """Whether the file is still the one of that stamp, or one that only grows; then it is uploaded."""
-        try:
-            with open(self.folder / name, "rb") as file:
-                if _stamp(os.fstat(file.fileno())) != stamp and not _grows(name):
-                    return False
-                data = file.read()
-        except FileNotFoundError:
-            return False
-        self.store.write(name, data)
-        self._there[name] = stamp
+        with self._lock:
+            if self._there.get(name) == stamp:
+                return True
+            try:
+                with open(self.folder / name, "rb") as file:
+                    if _stamp(os.fstat(file.fileno())) != stamp and not _grows(name):
+                        return False
+                    data = file.read()
+            except FileNotFoundError:
+                return False
+            self.store.write(name, data)
+            self._changed(name, stamp)
         return True
+
+    def _delete(self, name: str) -> None:
+        with self._lock:
+            if _of_checkpoints(name) or not (self.folder / name).exists():  # `take` may have brought it
+                self.store.delete(name)
+                self._changed(name, None)
+
+    def _changed(self, name: str, stamp: Stamp | None) -> None:
+        if stamp is None:
+            self._there.pop(name, None)
+        else:
+            self._there[name] = stamp
+        if not _of_checkpoints(name):
+            self._news[name] = stamp is not None
 
     def _recorded(self) -> dict[str, Stamp]:
         path = self.folder / _PUSHED
@@ -155,7 +231,14 @@ def _stamp(facts: os.stat_result) -> Stamp:
 
 def _is_private(name: str) -> bool:
     """Locks and what is still being written: hidden files and folders, and Orbax's temporary ones."""
-    return any(part.startswith(".") or ".orbax-checkpoint-tmp" in part for part in name.split("/"))
+    return any(
+        (part.startswith(".") and not _COUNTED.fullmatch(part)) or ".orbax-checkpoint-tmp" in part
+        for part in name.split("/")
+    )
+
+
+def _of_checkpoints(name: str) -> bool:
+    return "checkpoints" in name.split("/")[:-1]
 
 
 def _is_whole(name: str, names: Collection[str]) -> bool:

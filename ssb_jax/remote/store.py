@@ -62,6 +62,7 @@ class Store:
             if ".." in name.split("/"):
                 raise SsbError(f"{self.url}/{name} would leave the folder; delete it there")
         with explained(self.url, "read"):
+            self.files.invalidate_cache()  # of what other processes have written it knows nothing
             self.files.get([self._path(name) for name in names], [str(folder / name) for name in names])
 
     def _path(self, name: str) -> str:
