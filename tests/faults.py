@@ -21,14 +21,15 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from errno import EIO
 from pathlib import Path
 
+import jax
 from safetensors.numpy import load_file
 
-from ssb_jax import pipeline  # noqa: F401  (imported here, once, for every run that is forked)
+from ssb_jax import hosts, pipeline  # noqa: F401  (imported here, once, for every run that is forked)
 from ssb_jax.artifacts import file_digest, read_jsonl
 from ssb_jax.cli import group, main
 from ssb_jax.records import Rollout
@@ -65,7 +66,13 @@ class Tally:
 # ---- one try: a forked `ssb run`
 
 
-def fork_run(folder: Path, prepare: Callable[[], None] = lambda: None, *, url: str | None = None) -> int:
+def fork_run(
+    folder: Path,
+    prepare: Callable[[], None] = lambda: None,
+    *,
+    url: str | None = None,
+    settings: Sequence[str] = SMALL,
+) -> int:
     """Starts `ssb run` in a process of its own, after `prepare` there; returns its id. `url` runs there instead."""
     pid = os.fork()
     if pid:
@@ -76,9 +83,11 @@ def fork_run(folder: Path, prepare: Callable[[], None] = lambda: None, *, url: s
         os.dup2(log, 1)
         os.dup2(log, 2)
         prepare()
-        main(["run", str(ROOT / "configs/tiny.yaml"), "--out", url or str(folder), *SMALL], prog_name="ssb")
+        main(["run", str(ROOT / "configs/tiny.yaml"), "--out", url or str(folder), *settings], prog_name="ssb")
     except SystemExit as end:
         code = end.code or 0
+        if code == 0 and hosts.count() > 1:
+            jax.distributed.shutdown()  # as at the exit of a process that was not forked
     except BaseException:
         traceback.print_exc()
     finally:

@@ -1,11 +1,12 @@
 """A whole small run in a bucket of the storage emulator, stopped again and again.
 
-    python tests/remote_run.py --stops 12 --seed 0
+    python tests/remote_run.py --stops 12 --seed 0 --processes 2
 
 It is stopped with SIGKILL or SIGTERM at random times; then its working folder is deleted, as on a new machine, which
-has but the bucket, or kept. In the end its content must be that of an uninterrupted run on a disk: rollouts, verdicts,
-pairs, targets, losses, adapter (bit by bit), results. Prints a JSON object; exit status 1 when anything is different,
-a manifest in the bucket lacked its files, or SIGTERM lost a row.
+has but the bucket, or kept. Of several processes, each with a folder of its own, one or all are stopped; where one was
+killed, the others are too, as launchers do. In the end its content must be that of an uninterrupted run of as many
+processes on a disk: rollouts, verdicts, pairs, targets, losses, adapter (bit by bit), results. Prints a JSON object;
+exit status 1 when anything is different, a manifest in the bucket lacked its files, or SIGTERM to all lost a row.
 """
 
 import argparse
@@ -18,98 +19,195 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
-from faults import check_folder, content, fork_run, wait, working_in
+from faults import SMALL, check_folder, compile_everything_once, content, fork_run, wait, working_in
+from jax._src import compiler
 from remote_stores import BUCKET, emulator
 
+from launch.local import free_port
 from ssb_jax.artifacts import file_digest
 from ssb_jax.hosts import STOPPED
-from ssb_jax.remote.mirror import Mirror, working_folder
+from ssb_jax.remote.mirror import LAST, Mirror, working_folder
 from ssb_jax.remote.store import open_store
 
 URL = f"gs://{BUCKET}/tiny"
 PUSH_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run, each on what it takes for a machine of its own."""
+
+    root: Path
+    processes: int
+    settings: Sequence[str] = SMALL
+
+    def machine(self, process: int) -> Path:
+        return self.root / f"machine-{process}"
+
+    def folder(self, process: int) -> Path:
+        """Where a process works."""
+        os.environ["SSB_SCRATCH"] = str(self.machine(process))
+        return working_folder(URL, process)
+
+    def forget(self, process: int) -> None:
+        """Puts a new machine in the place of this one."""
+        shutil.rmtree(self.machine(process), ignore_errors=True)
+
+    def start(self, name: str, *, url: str | None = None) -> list[int]:
+        """Process ids; what they say is in NAME-0.log and so on. Without a URL the run is on the disk, in NAME."""
+        port = free_port()
+        return [self._start(process, name, port, url) for process in range(self.processes)]
+
+    def _start(self, process: int, name: str, port: int, url: str | None) -> int:
+        def prepare() -> None:
+            os.environ["SSB_SCRATCH"] = str(self.machine(process))
+            if self.processes > 1:
+                os.environ["SSB_COORDINATOR"] = f"localhost:{port}"
+                os.environ |= {"SSB_PROCESSES": str(self.processes), "SSB_PROCESS": str(process)}
+                keep_what_is_compiled()
+
+        out = url or str(self.root / name)
+        return fork_run(self.root / f"{name}-{process}", prepare, url=out, settings=self.settings)
+
+    def log(self, name: str) -> str:
+        return "\n".join(Path(f"{self.root / name}-{process}.log").read_text() for process in range(self.processes))
+
+    def finish(self, name: str, pids: list[int]) -> list[int]:
+        """The exit statuses; once a process ended without success, the others have a second, and are killed."""
+        statuses: dict[int, int | None] = dict.fromkeys(pids)
+        deadline = None
+        while None in statuses.values():
+            for pid in [pid for pid, status in statuses.items() if status is None]:
+                statuses[pid] = wait(pid, 0.01)
+            if deadline is None and any(statuses.values()):
+                deadline = time.monotonic() + 30 * all(s in (None, STOPPED) for s in statuses.values())
+            if deadline is not None and time.monotonic() > deadline:
+                for pid in [pid for pid, status in statuses.items() if status is None]:
+                    os.kill(pid, signal.SIGKILL)
+        return list(statuses.values())
+
+
+def keep_what_is_compiled() -> None:
+    """JAX keeps what process 0 compiles; here what any does, or each start would compile for minutes."""
+    compiler.distributed = SimpleNamespace(global_state=SimpleNamespace(process_id=0, client=None))
+
+
 def fetch_all(folder: Path) -> Path:
     """What a new machine would fetch."""
     store = open_store(URL)
-    last = store.read(".last-folder")
+    last = store.read(LAST)
     Mirror(store, folder).start()
-    store.write(".last-folder", last or b"")  # only looked at
+    store.write(LAST, last or b"")  # only looked at
     return folder
 
 
-def rows(folder: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in folder.rglob("*.jsonl"))
+def lines(folder: Path) -> Counter:
+    return Counter({str(path.relative_to(folder)): path.read_bytes().count(b"\n") for path in folder.rglob("*.jsonl")})
 
 
-def attempt(root: Path, number: int, delay: float, stop: signal.Signals, new_machine: bool) -> dict:
+@dataclass(frozen=True)
+class Stop:
+    """What befalls a try: the signal, the processes that get it, and those whose machine is new afterwards."""
+
+    delay: float
+    signal: signal.Signals
+    whom: tuple[int, ...]
+    new: tuple[int, ...]
+
+
+def attempt(group: Group, number: int, stop: Stop) -> dict:
     """A run, stopped after a time if it still goes on: what it was at, and what was lost with the machine."""
-    pid = fork_run(root / f"try-{number}", url=URL)
-    status = wait(pid, delay)
-    if status is None:
-        os.kill(pid, stop)
-        status = wait(pid)
-    folder, there = working_folder(URL), fetch_all(root / f"bucket-{number}")
-    if status not in (0, -signal.SIGKILL, -signal.SIGTERM, STOPPED):
-        raise SystemExit(f"exit status {status}:\n{Path(f'{root}/try-{number}.log').read_text()}")
+    name = f"try-{number}"
+    pids = group.start(name, url=URL)
+    first = wait(pids[0], stop.delay)
+    if first is None:
+        for process in stop.whom:
+            os.kill(pids[process], stop.signal)
+        statuses = group.finish(name, pids)
+    else:
+        statuses = [first, *group.finish(name, pids[1:])]
+    there = fetch_all(group.root / f"bucket-{number}")
+    allowed = (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT, STOPPED)
+    if not set(statuses) <= set(allowed):
+        raise SystemExit(f"exit statuses {statuses}:\n{group.log(name)}")
+    folders = [group.folder(process) for process in range(group.processes)]
     found = {
-        "status": status,
-        "stage": working_in(folder) if folder.exists() else "",
-        "new_machine": new_machine,
-        "rows_lost": max(0, rows(folder) - rows(there)) if folder.exists() else 0,
+        "statuses": statuses,
+        "signal": stop.signal.name,
+        "whom": stop.whom,
+        "stage": working_in(folders[0]) if folders[0].exists() else "",
+        "new_machines": stop.new,
+        "rows_lost": sum((sum((lines(f) - lines(there)).values()) for f in folders if f.exists()), 0),
         "wrong": check_folder(there),
     }
-    if status == STOPPED and found["rows_lost"]:
+    if set(statuses) == {STOPPED} and len(stop.whom) == group.processes and found["rows_lost"]:
         found["wrong"].append(f"SIGTERM lost {found['rows_lost']} rows")
-    if new_machine:
-        shutil.rmtree(os.environ["SSB_SCRATCH"], ignore_errors=True)
+    for process in stop.new:
+        group.forget(process)
     return found
+
+
+def run(group: Group, *, stops: int, seed: int) -> dict:
+    """A run on the disk, one in the bucket that is stopped so many times, and how they compare."""
+    rng, tries = random.Random(seed), []
+    everyone = tuple(range(group.processes))
+    for name in ("warm", "straight"):  # the first compiles
+        started = time.monotonic()
+        statuses = group.finish(name, group.start(name))
+        if any(statuses):
+            raise SystemExit(group.log(name))
+    seconds = time.monotonic() - started
+    while not tries or any(tries[-1]["statuses"]):
+        # A new machine first waits for a sign of life of the one before.
+        waits = 4 * PUSH_SECONDS if tries and 0 in tries[-1]["new_machines"] else 0.0
+        stop = Stop(
+            delay=waits + rng.uniform(0.03, 0.4) * seconds if len(tries) < stops else 600.0,
+            signal=rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)),
+            whom=rng.choice((everyone, (rng.choice(everyone),))),
+            new=rng.choice(((), everyone, (rng.choice(everyone),))),
+        )
+        tries.append(attempt(group, len(tries), stop))
+        print(tries[-1], file=sys.stderr)
+    last = group.root / f"bucket-{len(tries) - 1}"
+    remote, local = content(last), content(group.root / "straight")
+    stopped = [t for t in tries if any(t["statuses"])]
+    return {
+        "processes": group.processes,
+        "killed": sum(t["signal"] == "SIGKILL" for t in stopped),
+        "terminated": sum(t["signal"] == "SIGTERM" for t in stopped),
+        "whom": Counter("all" if t["whom"] == everyone else str(t["whom"][0]) for t in stopped),
+        "new_machines": Counter(len(t["new_machines"]) for t in stopped),
+        "stages": Counter(t["stage"] for t in stopped),
+        "rows_lost": [t["rows_lost"] for t in stopped],
+        "objects": len(open_store(URL).describe()),
+        "compared": len(local),
+        "different": sorted(name for name in remote.keys() | local.keys() if remote.get(name) != local.get(name)),
+        "wrong": [problem for t in tries for problem in t["wrong"]],
+        "adapter": [
+            file_digest(folder / "distillation/adapter/adapter_model.safetensors")
+            for folder in (group.root / "straight", last)
+        ],
+        "seconds_on_a_disk": round(seconds, 1),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stops", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
-    rng, root = random.Random(arguments.seed), Path(tempfile.mkdtemp(prefix="remote-run-"))
-    os.environ |= {"SSB_PUSH_SECONDS": str(PUSH_SECONDS), "SSB_SCRATCH": str(root / "machine")}
+    root = Path(tempfile.mkdtemp(prefix="remote-run-"))
+    os.environ["SSB_PUSH_SECONDS"] = str(PUSH_SECONDS)
+    compile_everything_once(root)
     with emulator() as environment:
         os.environ.update(environment)
-        for name in ("warm", "straight"):  # the first compiles
-            started = time.monotonic()
-            if wait(fork_run(root / name)) != 0:
-                raise SystemExit(Path(f"{root / name}.log").read_text())
-        seconds, tries = time.monotonic() - started, []
-        while not tries or tries[-1]["status"] != 0:
-            # A new machine first waits for a sign of life of the one before.
-            waits = 4 * PUSH_SECONDS if tries and tries[-1]["new_machine"] else 0.0
-            delay = waits + rng.uniform(0.03, 0.4) * seconds if len(tries) < arguments.stops else 600.0
-            stop = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-            tries.append(attempt(root, len(tries), delay, stop, rng.random() < 0.6))
-            print(tries[-1], file=sys.stderr)
-        remote, local = content(root / f"bucket-{len(tries) - 1}"), content(root / "straight")
-        objects = len(open_store(URL).describe())
-    adapters = [
-        file_digest(folder / "distillation/adapter/adapter_model.safetensors")
-        for folder in (root / "straight", root / f"bucket-{len(tries) - 1}")
-    ]
-    kills = [t for t in tries if t["status"] == -signal.SIGKILL]
-    report = {
-        "killed": len(kills),
-        "terminated": sum(t["status"] in (STOPPED, -signal.SIGTERM) for t in tries),
-        "new_machines": sum(t["new_machine"] for t in tries[:-1]),
-        "stages": Counter(t["stage"] for t in tries[:-1]),
-        "rows_lost_with_new_machines": [t["rows_lost"] for t in kills if t["new_machine"]],
-        "objects": objects,
-        "compared": len(local),
-        "different": sorted(name for name in remote.keys() | local.keys() if remote.get(name) != local.get(name)),
-        "wrong": [problem for t in tries for problem in t["wrong"]],
-        "adapter": adapters,
-        "seconds_on_a_disk": round(seconds, 1),
-    }
+        report = run(Group(root, arguments.processes), stops=arguments.stops, seed=arguments.seed)
     print(json.dumps(report, indent=1))
     shutil.rmtree(root)
     sys.exit(bool(report["different"] or report["wrong"]))

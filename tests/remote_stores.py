@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from threading import Thread
 
 from fsspec.implementations.memory import MemoryFileSystem
@@ -22,6 +22,7 @@ def emulator() -> Iterator[dict[str, str]]:
     logging.getLogger("gcp_storage_emulator").setLevel(
         logging.CRITICAL
     )  # else it tells of each object that is not there
+    HTTPServer.request_queue_size = 128  # by default 5 connections may wait; more are tried again after seconds
     server = create_server("localhost", 0, in_memory=True, default_bucket=BUCKET)
     server.start()
     try:

@@ -1,0 +1,90 @@
+"""What test_hosts_remote.py compares: a run of two processes on a disk, and one in a bucket that was killed.
+
+    python tests/hosts_remote_case.py FOLDER
+
+The command is `ssb run` itself, with a script in the place of the engine (soak.py), which answers slowly enough to be
+killed. Leaves `straight`, the run on the disk, and `bucket`, what a new machine would fetch from the store; prints what
+was done as a JSON object.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import soak
+from faults import compile_everything_once
+from remote_run import URL, Group, fetch_all
+from remote_stores import emulator
+
+from ssb_jax import answering
+from ssb_jax.chat import load_chat
+from ssb_jax.model.weights import resolve_model
+from ssb_jax.records import StopReason
+
+ANSWER_SECONDS = 0.03
+
+
+def settings(questions: Path) -> list[str]:
+    sets = [{"name": "test", "num_samples": 2, "data": {"path": str(questions), "id_column": "id", "limit": 8}}]
+    return [
+        *(f"--questions.path={questions}", "--questions.id_column=id", "--questions.answer_column=answer"),
+        *("--questions.limit=24", "--rollouts.block_size=12", "--teaching.max_pairs=10", "--grading.workers=1"),
+        *("--targets.batch_size=2", "--lora.target_modules=[q_proj]", "--distillation.epochs=2"),
+        *("--distillation.batch_size=2", "--distillation.checkpoint_every=1", "--distillation.tensorboard=false"),
+        f"--evaluation.sets={json.dumps(sets)}",
+    ]
+
+
+def answer_slowly() -> None:
+    """The scripted engine in the place of the real one, here and in every process that is forked."""
+    reply = soak.reply
+
+    def slowly(seed: int, question: int, sample: int) -> tuple[str, StopReason]:
+        time.sleep(ANSWER_SECONDS)
+        return reply(seed, question, sample)
+
+    soak.reply = slowly
+    answering.generate = soak.scripted_engine(load_chat(resolve_model("builtin:tiny")))
+
+
+def rows(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_at(group: Group, name: str, path: str, count: int, whom: tuple[int, ...]) -> dict:
+    """Starts the run and kills some of its processes once a file of the last of them has so many rows."""
+    pids, watched = group.start(name, url=URL), group.folder(whom[-1]) / path
+    deadline = time.monotonic() + 120
+    while rows(watched) < count and time.monotonic() < deadline:
+        time.sleep(0.005)
+    found = rows(watched)
+    for process in whom:
+        os.kill(pids[process], signal.SIGKILL)
+    return {"rows": found, "statuses": group.finish(name, pids)}
+
+
+def main(root: Path) -> None:
+    soak.write_questions(root / "questions.jsonl", 24)
+    os.environ["SSB_PUSH_SECONDS"] = "0.3"
+    compile_everything_once(root)
+    answer_slowly()
+    group = Group(root, 2, settings(root / "questions.jsonl"))
+    with emulator() as environment:
+        os.environ.update(environment)
+        done = {"straight": {"statuses": group.finish("straight", group.start("straight"))}}
+        done["rollouts"] = kill_at(group, "rollouts", "blocks/0000/rollouts/part-00001.jsonl", 12, (1,))
+        group.forget(0)
+        group.forget(1)
+        done["training"] = kill_at(group, "training", "distillation/metrics.jsonl", 5, (1, 0))
+        done["end"] = {"statuses": group.finish("end", group.start("end", url=URL))}
+        fetch_all(root / "bucket")
+    for name, facts in done.items():
+        facts["log"] = group.log(name)[-4000:]
+    print(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

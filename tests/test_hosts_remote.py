@@ -1,0 +1,26 @@
+"""A run of two hosts in a bucket, each with a folder of its own: killed, moved to new machines, and as on a disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from faults import check_folder
+from hosts_faults import differences
+from test_hosts import ENVIRONMENT
+
+CASE = Path(__file__).with_name("hosts_remote_case.py")
+
+
+def test_two_hosts_in_a_bucket_killed_and_moved_end_as_on_a_shared_disk(tmp_path):
+    environment = ENVIRONMENT | {"TMPDIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, CASE, tmp_path], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    done = json.loads(result.stdout)
+    for name, status in {"straight": 0, "rollouts": -9, "training": -9, "end": 0}.items():
+        assert done[name]["statuses"] == [status, status], done[name]["log"]
+    assert 12 <= done["rollouts"]["rows"] < 24
+    assert 5 <= done["training"]["rows"] < 10
+    assert check_folder(tmp_path / "bucket") == []
+    assert len(list((tmp_path / "bucket").glob("blocks/0000/rollouts/part-*.jsonl"))) == 2
+    assert differences(tmp_path / "straight", tmp_path / "bucket", exactly=True) == []
