@@ -59,7 +59,9 @@ def _carry_out(plan: str, dry_run: bool) -> None:
 @click.option("--project", required=True)
 @click.option("--zone", required=True)
 @click.option("--attempts", type=click.IntRange(1), default=100, show_default=True, help="Slices made, one at a time.")
-@click.option("--setup", default="", help="Shell command on each host first, such as mounting the disk of --out.")
+@click.option(
+    "--setup", default="", help="Shell command on each host first, such as mounting the disk of --out, if it is no URL."
+)
 def _tpu_vm(arguments, dry_run, **options) -> None:
     """A TPU slice by a queued resource of gcloud; deleted at the end."""
     _carry_out(cloud.tpu_vm(arguments, **options), dry_run)
@@ -68,17 +70,23 @@ def _tpu_vm(arguments, dry_run, **options) -> None:
 @main.command("gke")
 @_in_cloud
 @click.option("--namespace", default="default", show_default=True)
-@click.option("--image", required=True, help="Container image with ssb-jax[tpu].")
-@click.option("--claim", required=True, help="PersistentVolumeClaim, mounted at /runs by all pods: put --out there.")
+@click.option("--image", required=True, help="Container image with ssb-jax[tpu], or [tpu,gcs].")
+@click.option("--claim", help="PersistentVolumeClaim, mounted at /runs by all pods: for an --out that is no URL.")
 @click.option("--restarts", type=click.IntRange(0), default=100, show_default=True, help="After lost pods.")
 def _gke(arguments, dry_run, **options) -> None:
     """A JobSet on a GKE cluster; deleted at the end."""
+    if options["claim"] is None and not cloud.is_in_bucket(arguments):
+        raise click.UsageError(
+            "expected --claim, or --out gs://BUCKET/RUN: the pods have no folder that all of them see"
+        )
     _carry_out(cloud.gke(arguments, **options), dry_run)
 
 
 @main.command("skypilot")
 @_in_cloud
-@click.option("--setup", default="", help="Shell command on each host first, such as mounting the disk of --out.")
+@click.option(
+    "--setup", default="", help="Shell command on each host first, such as mounting the disk of --out, if it is no URL."
+)
 def _skypilot(arguments, dry_run, **options) -> None:
     """A managed job of SkyPilot."""
     _carry_out(cloud.skypilot(arguments, **options), dry_run)

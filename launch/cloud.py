@@ -1,5 +1,6 @@
 """The plans for TPU VMs, GKE and SkyPilot, from a slice's name and the command."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,10 +63,16 @@ SLICES = {
     "v6e:4x4": _v6e("4x4", 16, 4),
     "v6e:4x8": _v6e("4x8", 32, 8),
 }
-_INSTALL = (
-    "mkdir -p ssb-jax && tar -xzf ssb-jax.tar.gz -C ssb-jax && "
-    "python3 -m venv ssb && ssb/bin/pip install --quiet './ssb-jax[tpu]'"
-)
+
+
+def is_in_bucket(arguments: Sequence[str]) -> bool:
+    """Whether `ssb` is to work in Google's object store."""
+    return re.search(r"--out[ =]gs://", " ".join(arguments)) is not None
+
+
+def _extras(arguments: Sequence[str]) -> str:
+    """Of the package, for hosts that are to run this."""
+    return "[tpu,gcs]" if any("gs://" in argument for argument in arguments) else "[tpu]"
 
 
 def tpu_vm(
@@ -83,10 +90,14 @@ def tpu_vm(
     """The script for TPU VMs.
 
     Args:
-      setup: a shell command for each host before each run, such as mounting the disk that holds --out.
+      setup: a shell command for each host before each run, such as mounting the disk of an --out that is no URL.
     """
     where = SLICES[topology]
     command = f"cd ssb-jax; SSB_COORDINATOR=auto ../ssb/bin/ssb {shlex.join(arguments)}"
+    install = (
+        "mkdir -p ssb-jax && tar -xzf ssb-jax.tar.gz -C ssb-jax && "
+        f"python3 -m venv ssb && ssb/bin/pip install --quiet './ssb-jax{_extras(arguments)}'"
+    )
     template = (HERE / "tpu_vm.sh").read_text()
     # An option, or nothing: not a value to be quoted.
     template = template.replace(" @tier@", " --spot" if spot else "")
@@ -101,7 +112,7 @@ def tpu_vm(
             "spot": "yes" if spot else "no",
             "attempts": attempts,
             "poll_seconds": 20,
-            "install": f"{setup} && {_INSTALL}" if setup else _INSTALL,
+            "install": f"{setup} && {install}" if setup else install,
             "run": f"rm -f ssb-status; {command}; echo $? > ~/ssb-status",
             "cost": cost(where.chips, price),
         },
@@ -115,7 +126,7 @@ def gke(
     topology: str,
     namespace: str,
     image: str,
-    claim: str,
+    claim: str | None,
     spot: bool,
     restarts: int,
     price: float | None,
@@ -135,7 +146,7 @@ def gke(
 
 
 def jobset(
-    arguments: Sequence[str], *, name: str, topology: str, image: str, claim: str, spot: bool, restarts: int
+    arguments: Sequence[str], *, name: str, topology: str, image: str, claim: str | None, spot: bool, restarts: int
 ) -> dict:
     """A JobSet: one pod a host; lost pods restart all of them, an error of `ssb` (1, 2) restarts none."""
     where = SLICES[topology]
@@ -149,15 +160,16 @@ def jobset(
         "command": ["ssb", *arguments],
         "env": [{"name": "SSB_COORDINATOR", "value": "auto"}],
         "resources": {"limits": {"google.com/tpu": where.chips_per_host}},
-        "volumeMounts": [{"name": "runs", "mountPath": "/runs"}],
     }
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 60,
         "nodeSelector": selector,
         "containers": [container],
-        "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}],
     }
+    if claim is not None:
+        container["volumeMounts"] = [{"name": "runs", "mountPath": "/runs"}]
+        pod["volumes"] = [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}]
     job = {
         "parallelism": where.hosts,
         "completions": where.hosts,
@@ -205,6 +217,8 @@ def sky_task(arguments: Sequence[str], *, name: str, topology: str, setup: str, 
             "use_spot": spot,
             "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": [75]},
         },
-        "setup": "\n".join(filter(None, ["python3 -m venv ~/ssb", "~/ssb/bin/pip install '.[tpu]'", setup])),
+        "setup": "\n".join(
+            filter(None, ["python3 -m venv ~/ssb", f"~/ssb/bin/pip install '.{_extras(arguments)}'", setup])
+        ),
         "run": f"SSB_COORDINATOR=auto ~/ssb/bin/ssb {shlex.join(arguments)}",
     }

@@ -282,12 +282,12 @@ def _output(patient: Patient) -> Result:
     except OSError as error:
         return Status.FAIL, f"{folder} cannot be written: {error.strerror}; choose another --out"
     if isinstance(patient.place, Path):
-        begun = (patient.out / "config.yaml").exists()
+        begun, where = (patient.out / "config.yaml").exists(), ""
     else:
         from ssb_jax.remote import try_out
 
-        begun = try_out(patient.place)
-    return Status.OK, f"{patient.place} ({'continues what is there' if begun else 'new'})"
+        begun, where = try_out(patient.place), f"; each host works in a folder of its own, here {patient.out}"
+    return Status.OK, f"{patient.place} ({'continues what is there' if begun else 'new'}){where}"
 
 
 def _disk(patient: Patient) -> Result:

@@ -82,6 +82,17 @@ def test_manifests_say_what_the_command_line_says():
     assert task["resources"]["use_spot"] is False
 
 
+def test_a_run_in_a_bucket_needs_no_disk_that_all_hosts_see():
+    command = ("--", "run", "configs/qwen2.5-3b-gsm8k.yaml", "--out", "gs://bucket/runs/qwen3b")
+    without_claim = [argument for argument in DRY_RUNS["gke"] if argument not in ("--claim", "runs")]
+    refused = launch(*without_claim, "--dry-run", *COMMAND)
+    assert (refused.returncode, "expected --claim, or --out gs://" in refused.stderr) == (2, True)
+    gke = launch(*without_claim, "--dry-run", *command)
+    assert (gke.returncode, "persistentVolumeClaim" in gke.stdout, "/runs\n" in gke.stdout) == (0, False, False)
+    for name in ("tpu-vm", "skypilot"):
+        assert "[tpu,gcs]" in launch(*DRY_RUNS[name], "--dry-run", *command).stdout
+
+
 # A gcloud that keeps the state of one queued resource in a file, and whose hosts run no command.
 GCLOUD = """#!/usr/bin/env bash
 cd "$(dirname "$0")"

@@ -90,7 +90,8 @@ def test_what_a_run_wrote_comes_back_on_another_machine(bucket, machine):
         write_atomically(folder / "nothing", "")
         first = _files(folder)
     found = doctor._output(doctor.Patient(load_config(TINY), URL))
-    assert found == (doctor.Status.OK, f"{URL} (continues what is there)")
+    here = f"each host works in a folder of its own, here {working_folder(URL)}"
+    assert found == (doctor.Status.OK, f"{URL} (continues what is there); {here}")
     machine("second")
     with mirrored(URL) as folder:
         assert _files(folder) == first
