@@ -1,12 +1,13 @@
 """A whole small run in a bucket of the storage emulator, stopped again and again.
 
-    python tests/remote_run.py --stops 12 --seed 0 --processes 2
+    python tests/remote_run.py --stops 12 --seed 0 --processes 2 --changing
 
 It is stopped with SIGKILL or SIGTERM at random times; then its working folder is deleted, as on a new machine, which
 has but the bucket, or kept. Of several processes, each with a folder of its own, one or all are stopped; where one was
 killed, the others are too, as launchers do. In the end its content must be that of an uninterrupted run of as many
-processes on a disk: rollouts, verdicts, pairs, targets, losses, adapter (bit by bit), results. Prints a JSON object;
-exit status 1 when anything is different, a manifest in the bucket lacked its files, or SIGTERM to all lost a row.
+processes on a disk: rollouts, verdicts, pairs, targets, losses, adapter (bit by bit), results. With --changing each try
+is of one process or of all, and losses and adapter are compared to 1e-5 and 1e-4. Prints a JSON object; exit status 1
+when anything is different, a manifest in the bucket lacked its files, or SIGTERM to all lost a row.
 """
 
 import argparse
@@ -20,11 +21,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from faults import SMALL, check_folder, compile_everything_once, content, fork_run, wait, working_in
+from hosts_faults import differences
 from jax._src import compiler
 from remote_stores import BUCKET, emulator
 
@@ -152,10 +154,9 @@ def attempt(group: Group, number: int, stop: Stop) -> dict:
     return found
 
 
-def run(group: Group, *, stops: int, seed: int) -> dict:
+def run(group: Group, *, stops: int, seed: int, changing: bool) -> dict:
     """A run on the disk, one in the bucket that is stopped so many times, and how they compare."""
-    rng, tries = random.Random(seed), []
-    everyone = tuple(range(group.processes))
+    rng, tries, hosts = random.Random(seed), [], []
     for name in ("warm", "straight"):  # the first compiles
         started = time.monotonic()
         statuses = group.finish(name, group.start(name))
@@ -165,32 +166,36 @@ def run(group: Group, *, stops: int, seed: int) -> dict:
     while not tries or any(tries[-1]["statuses"]):
         # A new machine first waits for a sign of life of the one before.
         waits = 4 * PUSH_SECONDS if tries and 0 in tries[-1]["new_machines"] else 0.0
+        trying = replace(group, processes=rng.choice((1, group.processes)) if changing else group.processes)
+        everyone = tuple(range(trying.processes))
+        hosts.append(trying.processes)
         stop = Stop(
-            delay=waits + rng.uniform(0.03, 0.4) * seconds if len(tries) < stops else 600.0,
+            delay=waits + rng.uniform(0.03, 0.3) * seconds if len(tries) < stops else 600.0,
             signal=rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)),
             whom=rng.choice((everyone, (rng.choice(everyone),))),
             new=rng.choice(((), everyone, (rng.choice(everyone),))),
         )
-        tries.append(attempt(group, len(tries), stop))
+        tries.append(attempt(trying, len(tries), stop))
         print(tries[-1], file=sys.stderr)
     last = group.root / f"bucket-{len(tries) - 1}"
-    remote, local = content(last), content(group.root / "straight")
+    straight = group.root / "straight"
+    remote, local = content(last), content(straight)
+    different = [name for name in remote.keys() | local.keys() if remote.get(name) != local.get(name)]
     stopped = [t for t in tries if any(t["statuses"])]
     return {
-        "processes": group.processes,
+        "processes": hosts if changing else group.processes,
         "killed": sum(t["signal"] == "SIGKILL" for t in stopped),
         "terminated": sum(t["signal"] == "SIGTERM" for t in stopped),
-        "whom": Counter("all" if t["whom"] == everyone else str(t["whom"][0]) for t in stopped),
+        "whom": Counter(str(t["whom"]) for t in stopped),
         "new_machines": Counter(len(t["new_machines"]) for t in stopped),
         "stages": Counter(t["stage"] for t in stopped),
         "rows_lost": [t["rows_lost"] for t in stopped],
         "objects": len(open_store(URL).describe()),
         "compared": len(local),
-        "different": sorted(name for name in remote.keys() | local.keys() if remote.get(name) != local.get(name)),
+        "different": differences(straight, last, exactly=False) if changing else sorted(different),
         "wrong": [problem for t in tries for problem in t["wrong"]],
         "adapter": [
-            file_digest(folder / "distillation/adapter/adapter_model.safetensors")
-            for folder in (group.root / "straight", last)
+            file_digest(folder / "distillation/adapter/adapter_model.safetensors") for folder in (straight, last)
         ],
         "seconds_on_a_disk": round(seconds, 1),
     }
@@ -201,13 +206,15 @@ def main() -> None:
     parser.add_argument("--stops", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--changing", action="store_true")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="remote-run-"))
     os.environ["SSB_PUSH_SECONDS"] = str(PUSH_SECONDS)
     compile_everything_once(root)
     with emulator() as environment:
         os.environ.update(environment)
-        report = run(Group(root, arguments.processes), stops=arguments.stops, seed=arguments.seed)
+        options = {"stops": arguments.stops, "seed": arguments.seed, "changing": arguments.changing}
+        report = run(Group(root, arguments.processes), **options)
     print(json.dumps(report, indent=1))
     shutil.rmtree(root)
     sys.exit(bool(report["different"] or report["wrong"]))
