@@ -209,9 +209,11 @@ def check_folder(folder: Path) -> list[str]:
 
 def content(folder: Path) -> dict[str, str]:
     """Name -> digest of everything in a run folder that must not depend on interruptions."""
-    found: dict[str, object] = {
-        str(path.relative_to(folder)): sorted(map(repr, read_jsonl(path, Rollout)))
-        for path in folder.rglob("part-*.jsonl")
+    found: dict[str, object] = {  # whichever process a row is of
+        str(place.relative_to(folder)): sorted(
+            repr(row) for path in place.glob("part-*.jsonl") for row in read_jsonl(path, Rollout)
+        )
+        for place in {path.parent for path in folder.rglob("part-*.jsonl")}
     }
     for pattern in ("verdicts.jsonl", "hints.jsonl", "lessons.jsonl", "pairs.jsonl", "questions.jsonl"):
         for path in sorted(folder.rglob(pattern)):
