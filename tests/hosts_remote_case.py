@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import soak
@@ -23,16 +24,17 @@ from ssb_jax import answering
 from ssb_jax.chat import load_chat
 from ssb_jax.model.weights import resolve_model
 from ssb_jax.records import StopReason
+from ssb_jax.remote.store import open_store
 
 ANSWER_SECONDS = 0.03
 
 
 def settings(questions: Path) -> list[str]:
-    sets = [{"name": "test", "num_samples": 2, "data": {"path": str(questions), "id_column": "id", "limit": 8}}]
+    sets = [{"name": "test", "num_samples": 2, "data": {"path": str(questions), "id_column": "id", "limit": 4}}]
     return [
         *(f"--questions.path={questions}", "--questions.id_column=id", "--questions.answer_column=answer"),
-        *("--questions.limit=24", "--rollouts.block_size=12", "--teaching.max_pairs=10", "--grading.workers=1"),
-        *("--targets.batch_size=2", "--lora.target_modules=[q_proj]", "--distillation.epochs=2"),
+        *("--questions.limit=12", "--rollouts.block_size=12", "--teaching.max_pairs=4", "--grading.workers=1"),
+        *("--targets.batch_size=2", "--lora.target_modules=[q_proj]", "--distillation.epochs=8"),
         *("--distillation.batch_size=2", "--distillation.checkpoint_every=1", "--distillation.tensorboard=false"),
         f"--evaluation.sets={json.dumps(sets)}",
     ]
@@ -54,35 +56,47 @@ def rows(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill_at(group: Group, name: str, path: str, count: int, whom: tuple[int, ...]) -> dict:
-    """Starts the run and kills some of its processes once a file of the last of them has so many rows."""
-    pids, watched = group.start(name, url=URL), group.folder(whom[-1]) / path
-    deadline = time.monotonic() + 120
-    while rows(watched) < count and time.monotonic() < deadline:
-        time.sleep(0.005)
-    found = rows(watched)
+def sealed() -> list[int]:
+    """The steps of whole checkpoints in the store."""
+    return sorted(int(Path(name).stem) for name in open_store(URL).describe() if "checkpoints/digests/" in name)
+
+
+def damage_newest_checkpoint() -> int:
+    """Changes an object of it; returns its step."""
+    store, step = open_store(URL), sealed()[-1]
+    arrays = max(name for name in store.describe() if f"checkpoints/{step}/state/d/" in name)
+    store.write(arrays, store.read(arrays)[:-1] + b"?")
+    return step
+
+
+def kill_at(group: Group, name: str, whom: tuple[int, ...], moment: Callable[[], bool]) -> list[int]:
+    """Starts the run and kills some of its processes; returns the statuses of all."""
+    pids, deadline = group.start(name, url=URL), time.monotonic() + 120
+    while not moment() and time.monotonic() < deadline:
+        time.sleep(0.01)
     for process in whom:
         os.kill(pids[process], signal.SIGKILL)
-    return {"rows": found, "statuses": group.finish(name, pids)}
+    return group.finish(name, pids)
 
 
 def main(root: Path) -> None:
-    soak.write_questions(root / "questions.jsonl", 24)
-    os.environ["SSB_PUSH_SECONDS"] = "0.3"
+    soak.write_questions(root / "questions.jsonl", 12)
+    os.environ["SSB_PUSH_SECONDS"] = "0.2"
     compile_everything_once(root)
     answer_slowly()
     group = Group(root, 2, settings(root / "questions.jsonl"))
     with emulator() as environment:
         os.environ.update(environment)
-        done = {"straight": {"statuses": group.finish("straight", group.start("straight"))}}
-        done["rollouts"] = kill_at(group, "rollouts", "blocks/0000/rollouts/part-00001.jsonl", 12, (1,))
+        done: dict = {"straight": group.finish("straight", group.start("straight"))}
+        part = group.folder(1) / "blocks/0000/rollouts/part-00001.jsonl"
+        done["rollouts"] = kill_at(group, "rollouts", (1,), lambda: rows(part) >= 12)
+        done["rows"] = rows(part)
         group.forget(0)
         group.forget(1)
-        done["training"] = kill_at(group, "training", "distillation/metrics.jsonl", 5, (1, 0))
-        done["end"] = {"statuses": group.finish("end", group.start("end", url=URL))}
+        done["training"] = kill_at(group, "training", (1, 0), lambda: len(sealed()) > 1)
+        done["damaged"] = damage_newest_checkpoint()
+        done["end"] = group.finish("end", group.start("end", url=URL))
         fetch_all(root / "bucket")
-    for name, facts in done.items():
-        facts["log"] = group.log(name)[-4000:]
     print(json.dumps(done))
 
 
