@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from remote_stores import BUCKET, Disturbed, emulator, forbidding
 
 from ssb_jax import doctor, hosts
-from ssb_jax.artifacts import appending, complete, read_jsonl, read_manifest, write_atomically
+from ssb_jax.artifacts import appending, begin, complete, read_jsonl, write_atomically
 from ssb_jax.cli import main
 from ssb_jax.config import Data, SsbError, load_config
 from ssb_jax.model.weights import resolve_model
@@ -176,14 +176,16 @@ def test_cut_off_anywhere_the_store_holds_no_promise_without_what_it_promises(tm
         files.before = lambda *_: None
         again = tmp_path / f"cut-{cut}"
         _mirror(files, again).start()
-        for stage in ("questions", "blocks/0000/rollouts"):
-            read_manifest(again / stage)  # raises where a file that it vouches for is missing
+        for stage in ("questions", "blocks/0000/rollouts"):  # completed before the first upload
+            begin(again / stage, stage="test", made_from={"seed": 0})  # raises where it cannot be gone on with
         for index in again.glob("targets/index-*"):
             assert all((index.parent / shard).exists() for shard in json.loads(index.read_bytes()))
         for step in (again / "distillation/checkpoints").glob("[0-9]*"):
             assert len([path for path in step.rglob("*") if path.is_file()]) == 3
             assert (step.parent.parent / "metrics.jsonl").exists(), "it has the rows of the step"
-    assert cut == len(_files(tmp_path / "run")) - 3, "cut off before each file but those of the unsealed checkpoint"
+    # Each file but those of the unsealed checkpoint, and with which settings each stage was begun.
+    assert cut == len(_files(tmp_path / "run")) - 3 + 2
+    assert not [name for name in files.store if name.endswith("begun.json")]
 
 
 def test_an_index_replaced_during_a_push_waits_for_its_new_shard(tmp_path):

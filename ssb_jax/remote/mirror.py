@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from uuid import uuid4
 
-from ssb_jax.artifacts import MANIFEST, digest, owning, write_atomically
+from ssb_jax.artifacts import BEGUN, MANIFEST, digest, owning, write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.console import note
 from ssb_jax.records import parse_json
@@ -124,6 +124,7 @@ class Mirror:
         """
         stamps, changed, gone = self._pending(checkpoints)
         try:
+            gone += [begun for name in changed if (begun := self._announce(name)) is not None]
             for name in sorted(changed, key=lambda name: _due(name, stamps)):
                 if not self._upload(name, stamps[name]):
                     return False
@@ -173,6 +174,21 @@ class Mirror:
         if checkpoints:
             return stamps, changed, gone
         return stamps, [n for n in changed if not _of_checkpoints(n)], [n for n in gone if not _of_checkpoints(n)]
+
+    def _announce(self, name: str) -> str | None:
+        """Of a folder that was begun and completed since the last push, says there with which settings (artifacts.py),
+        before its first file; returns the object's name, which goes once the manifest is there."""
+        begun = name.removesuffix(MANIFEST) + BEGUN
+        if not f"/{name}".endswith(f"/{MANIFEST}") or {name, begun} & self._there.keys():
+            return None
+        try:
+            made_from = parse_json((self.folder / name).read_bytes())["made_from"]
+        except (OSError, ValueError, LookupError, TypeError):  # `read_manifest` will say what is wrong with it
+            return None
+        with self._lock:
+            self.store.write(begun, json.dumps(made_from, indent=1).encode())
+            self._there[begun] = None
+        return begun
 
     def _upload(self, name: str, stamp: Stamp) -> bool:
         """Whether the file is still the one of that stamp, or one that only grows; then it is uploaded."""
