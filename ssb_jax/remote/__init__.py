@@ -8,7 +8,8 @@ Object stores know no append, no rename and no lock, so a run works in a folder 
     end     the same once more; let go of the lock
 
 Whatever a kill cuts off, the store holds a state that the folder was in: no manifest before its data. The next start
-goes on from there, on any machine; on this one, from the folder itself. Only a URL imports this package, and fsspec.
+goes on from there, on any machine; on this one, from the folder itself. Several processes work in a folder each
+(several.py). Only a URL imports this package, and fsspec.
 """
 
 from ssb_jax.remote.inputs import fetched

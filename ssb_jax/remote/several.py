@@ -1,9 +1,12 @@
 """A run in a store by several processes, each in a working folder of its own.
 
-Process 0 holds the lock. The others only see that it is still the run's before they upload. At a start all folders are
-made what the store holds; what a killed process had not uploaded is made again. From then on each uploads what it
-writes, as one process does, and where they wait for each other (hosts.gather) they exchange what changed. Checkpoints
-are left out of that: only the next start reads them.
+    start   process 0 takes the lock; every folder becomes what the store holds
+    run     each uploads what it writes, as one process does (mirror.py), if the lock is still the run's; where they
+            wait for each other (`hosts.gather`) each gives what it wrote and takes what the others did
+    end     each uploads once more; when all have, process 0 lets go of the lock
+
+What a killed process had not uploaded is made again. Checkpoints are uploaded, and not exchanged: only the next start
+reads them.
 """
 
 import contextlib
