@@ -25,10 +25,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from faults import SMALL, check_folder, compile_everything_once, content, fork_run, wait, working_in
+from faults import SMALL, compile_everything_once, fork_run, wait, working_in
 from hosts_faults import differences
 from jax._src import compiler
 from remote_stores import BUCKET, emulator
+from run_content import check_folder, content
 
 from launch.local import free_port
 from ssb_jax.artifacts import file_digest

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from faults import check_folder
 from hosts_faults import differences
+from run_content import check_folder
 from test_hosts import ENVIRONMENT
 
 CASE = Path(__file__).with_name("hosts_remote_case.py")
