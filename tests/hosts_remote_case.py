@@ -34,8 +34,9 @@ def settings(questions: Path) -> list[str]:
     return [
         *(f"--questions.path={questions}", "--questions.id_column=id", "--questions.answer_column=answer"),
         *("--questions.limit=12", "--rollouts.block_size=12", "--teaching.max_pairs=4", "--grading.workers=1"),
-        *("--targets.batch_size=2", "--lora.target_modules=[q_proj]", "--distillation.epochs=8"),
-        *("--distillation.batch_size=2", "--distillation.checkpoint_every=1", "--distillation.tensorboard=false"),
+        *("--targets.batch_size=2", "--lora.target_modules=[q_proj]", "--distillation.epochs=12"),
+        *("--distillation.batch_size=2", "--distillation.checkpoint_every=1", "--distillation.keep_checkpoints=4"),
+        "--distillation.tensorboard=false",
         f"--evaluation.sets={json.dumps(sets)}",
     ]
 
@@ -61,12 +62,12 @@ def sealed() -> list[int]:
     return sorted(int(Path(name).stem) for name in open_store(URL).describe() if "checkpoints/digests/" in name)
 
 
-def damage_newest_checkpoint() -> int:
-    """Changes an object of it; returns its step."""
-    store, step = open_store(URL), sealed()[-1]
+def damage_newest_checkpoint() -> list[int]:
+    """Changes an object of it; returns the steps of the one before, which is whole, and of this one."""
+    store, (*_, before, step) = open_store(URL), sealed()
     arrays = max(name for name in store.describe() if f"checkpoints/{step}/state/d/" in name)
     store.write(arrays, store.read(arrays)[:-1] + b"?")
-    return step
+    return [before, step]
 
 
 def kill_at(group: Group, name: str, whom: tuple[int, ...], moment: Callable[[], bool]) -> list[int]:
@@ -93,7 +94,7 @@ def main(root: Path) -> None:
         done["rows"] = rows(part)
         group.forget(0)
         group.forget(1)
-        done["training"] = kill_at(group, "training", (1, 0), lambda: len(sealed()) > 1)
+        done["training"] = kill_at(group, "training", (1, 0), lambda: len(sealed()) > 2)
         done["damaged"] = damage_newest_checkpoint()
         done["end"] = group.finish("end", group.start("end", url=URL))
         fetch_all(root / "bucket")
