@@ -66,6 +66,17 @@ def test_checkpoints_are_not_exchanged_and_get_there(tmp_path):
     assert _files(again.folder / "distillation") == sealed
 
 
+def test_a_checkpoint_that_is_being_deleted_does_not_get_there(tmp_path):
+    files = Disturbed(lambda *_: None)
+    (part,) = _parts(files, tmp_path / "run")
+    _awkward(part.folder)
+    write_atomically(part.folder / "distillation/checkpoints/digests/1.json", '{"state/d/0": "", "state/d/1": ""}')
+    part.give(all_of_it=True)
+    there = {name.split("/")[4] for name in files.store if "/checkpoints/" in name}
+    assert there == {"2", "digests"}
+    assert "/run/distillation/checkpoints/digests/1.json" not in files.store
+
+
 def test_a_process_whose_run_was_taken_over_uploads_nothing(tmp_path):
     files = Disturbed(lambda *_: None)
     (part,) = _parts(files, tmp_path / "run")

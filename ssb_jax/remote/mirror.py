@@ -238,7 +238,18 @@ def _scan(folder: Path) -> dict[str, Stamp]:
             if not _is_private(name):
                 with contextlib.suppress(FileNotFoundError):  # it was deleted or renamed just now
                     found[name] = _stamp(path.stat())
+    for seal in [name for name in found if _SEAL.fullmatch(name) and not _seals_all(folder, name, found)]:
+        del found[seal]
     return {name: stamp for name, stamp in found.items() if _is_whole(name, found)}
+
+
+def _seals_all(folder: Path, seal: str, found: Collection[str]) -> bool:
+    """Whether all files of a checkpoint are here: old ones are deleted file by file, and then their seals."""
+    place = seal.removesuffix(".json").replace("checkpoints/digests/", "checkpoints/")
+    try:
+        return all(f"{place}/{name}" in found for name in parse_json((folder / seal).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _stamp(facts: os.stat_result) -> Stamp:
