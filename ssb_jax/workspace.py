@@ -18,8 +18,8 @@ from ssb_jax.chat import Chat, generation_defaults, load_chat
 from ssb_jax.config import Config, Sampling, SsbError
 from ssb_jax.config import Mesh as MeshSettings
 from ssb_jax.console import note
-from ssb_jax.model.mesh import GENERATION, TRAINING, mesh_for
-from ssb_jax.model.transformer import Transformer, model_shardings
+from ssb_jax.model.mesh import GENERATION, TRAINING, mesh_for, of_one_host
+from ssb_jax.model.transformer import Transformer, check_mesh, model_shardings
 from ssb_jax.model.weights import load_model, read_config, resolve_model
 from ssb_jax.prompts import PromptSet, load_prompts, prompt_texts
 from ssb_jax.sampling import SamplingParams
@@ -63,13 +63,10 @@ class Workspace:
     def mesh(self) -> jax.sharding.Mesh:
         """Of this process's own devices, where it samples its share of the answers.
 
-        Sizes that are set describe the mesh of all devices. Where there are several processes, each keeps `tensor` and
-        splits weights and batch over the rest of its devices.
+        Sizes that are set describe the mesh of all devices; see `of_one_host` for what they are to one of several.
         """
         self._refuse_half_a_group()
-        asked = self.config.mesh
-        if hosts.count() > 1 and asked.rule != "auto":
-            asked = MeshSettings(tensor=max(asked.tensor, 1))
+        asked = self.config.mesh if hosts.count() == 1 else of_one_host(self.config.mesh)
         return self._mesh_for(asked, GENERATION, jax.local_devices())
 
     @cached_property
@@ -82,6 +79,16 @@ class Workspace:
     def teacher_mesh(self) -> jax.sharding.Mesh:
         """Where this process computes its share of the targets: the mesh of training, unless others share that."""
         return self.training_mesh if hosts.count() == 1 else self.mesh
+
+    def check_meshes(self) -> None:
+        """Whether the model can be laid out for every stage.
+
+        Raises:
+          SsbError: a mesh does not fit the devices, or does not divide the model.
+        """
+        shape = read_config(self.model_folder)
+        for mesh in (self.mesh, self.training_mesh):
+            check_mesh(shape, mesh)
 
     def _refuse_half_a_group(self) -> None:
         if jax.process_count() != hosts.count():

@@ -12,10 +12,12 @@ from pathlib import Path
 import hosts_case
 import jax
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from launch import local
 from ssb_jax.config import SsbError
+from ssb_jax.hosts import group
 from ssb_jax.hosts.rendezvous import Place, meet
 from ssb_jax.model.sharding import make_mesh
 
@@ -28,10 +30,11 @@ def met(identities, *, count=None, indices=None, timeout=1.0):
     address = f"localhost:{local.free_port()}"
 
     def one(index, identity):
+        size = count[index] if isinstance(count, list) else count or len(identities)
         try:
-            return meet(Place(address, count or len(identities), index), identity, timeout=timeout)
+            return meet(Place(address, size, index), identity, timeout=timeout)
         except SsbError as error:
-            return str(error)
+            return f"{error} (status {error.exit_status})"
 
     with ThreadPoolExecutor(len(identities)) as pool:
         return list(pool.map(one, indices or range(len(identities)), identities))
@@ -45,10 +48,24 @@ def test_who_never_joins_is_named_everywhere():
     for told in met([IDENTITY] * 2, count=4, indices=[0, 2]):
         assert "processes 1, 3 of 4 did not join within 1 s" in told
         assert "there: process 0 on" in told
+        assert "(status 75)" in told, "it may come yet: launchers start again"
 
 
 def test_without_process_0_the_others_say_so():
     assert "process 0 of 2 did not answer process 1 on" in met([IDENTITY], count=2, indices=[1])[0]
+
+
+def test_processes_that_were_told_of_other_numbers_say_so():
+    for told in met([IDENTITY] * 2, count=[2, 4], timeout=30):
+        assert "was told of 4 processes" in told
+        assert "(status 1)" in told
+
+
+@pytest.mark.parametrize("seconds", ["soon", "nan", "inf", "-5"])
+def test_a_time_to_join_is_seconds(seconds, monkeypatch):
+    monkeypatch.setenv("SSB_JOIN_TIMEOUT", seconds)
+    with pytest.raises(SsbError, match="SSB_JOIN_TIMEOUT: expected seconds, 0.1 to 86400, got"):
+        group._join_timeout()
 
 
 def test_another_setting_or_version_is_named_everywhere():

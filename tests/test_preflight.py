@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -11,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from ssb_jax.cli import main
-from ssb_jax.config import Model, SsbError, load_config
+from ssb_jax.config import Mesh, Model, SsbError, load_config
 from ssb_jax.costs import scoring_flops, training_flops
+from ssb_jax.model.mesh import of_one_host
 from ssb_jax.model.transformer import abstract_model, count_parameters
 from ssb_jax.preflight.chips import GIB, Chip, Topology, load_topology
 from ssb_jax.preflight.compiled import read_collectives
@@ -230,6 +232,38 @@ def test_each_stage_is_planned_on_the_mesh_that_it_runs_on():
     found = preflight(job, stages=("rollout", "targets", "distill"), compiling=False)["stages"]
     meshes = {stage: tuple(result["mesh"].values()) for stage, result in found.items()}
     assert meshes == {"rollout": (4, 1, 2), "targets": (8, 1, 1), "distill": (8, 1, 1)}
+
+
+def test_one_hosts_part_of_a_mesh():
+    sizes = [
+        (m.data, m.fsdp, m.tensor) for m in map(of_one_host, (Mesh(data=4, fsdp=1, tensor=2), Mesh(), Mesh(data=2)))
+    ]
+    assert sizes == [(-1, 1, 2), (1, -1, 1), (1, -1, 1)]
+    assert of_one_host(Mesh(rule="auto")) == Mesh(rule="auto")
+
+
+def test_hosts_that_share_a_stage_each_make_a_part_of_its_steps():
+    config = load_config(CONFIGS / "tiny.yaml", ["--mesh.data", "2", "--mesh.fsdp", "1", "--mesh.tensor", "2"])
+    chip, shape = Chip("v5e", 15 * GIB, 197e12, 819e9, 100e9), model_shape(config.model)[0]
+    alone = make_job(config, shape, Topology("one host", chip, tuple(jax.devices()[:4])), Assumed())
+    shared = dataclasses.replace(alone, topology=Topology("two hosts", chip, tuple(jax.devices())))
+    assert (alone.shares, shared.shares) == (1, 2)
+    for one, half in zip(stage_steps(alone, "rollout"), stage_steps(shared, "rollout"), strict=True):
+        assert (half.count, half.seconds) == (math.ceil(one.count / 2), one.seconds)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_on_several_hosts_each_answers_on_its_own_chips():
+    config = load_config(CONFIGS / "tiny.yaml", ["--mesh.data", "8", "--mesh.fsdp", "1", "--mesh.tensor", "2"])
+    shape, topology = model_shape(config.model)[0], load_topology("v5e:4x4")
+    jobs = {
+        stage: make_job(config, shape, topology, Assumed(), stage=stage) for stage in ("rollout", "targets", "distill")
+    }
+    meshes = {stage: tuple(job.mesh.shape.values()) for stage, job in jobs.items()}
+    assert meshes == {"rollout": (2, 1, 2), "targets": (2, 1, 2), "distill": (8, 1, 2)}
+    assert {device.process_index for device in jobs["rollout"].mesh.devices.flat} == {0}
+    with pytest.raises(SsbError, match="grpo runs on one host, and v5e:4x4 has several"):
+        make_job(config, shape, topology, Assumed(), stage="grpo")
 
 
 def test_bad_usage_is_said():

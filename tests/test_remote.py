@@ -180,7 +180,9 @@ def test_cut_off_anywhere_the_store_holds_no_promise_without_what_it_promises(tm
             raise KeyboardInterrupt
 
     for cut in range(100):
-        files = Disturbed(die)
+        files = Disturbed(lambda *_: None)
+        files.pipe_file("/run/.last-folder", b"as at its start")
+        files.before, files.writes = die, 0
         try:
             _mirror(files, tmp_path / "run").push()
             break
@@ -339,3 +341,19 @@ def test_a_run_on_a_disk_does_without_fsspec():
     code = "import ssb_jax.cli, sys; sys.exit(', '.join(m for m in ('fsspec', 'gcsfs') if m in sys.modules) or 0)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_what_is_no_run_is_neither_fetched_nor_deleted(tmp_path):
+    """Somebody's model, with checkpoints of its own, above or beside which a run was started by mistake."""
+    files = Disturbed(lambda *_: None)
+    for name in ("my-llm/checkpoints/1000/params", "notes.txt"):
+        files.pipe_file(f"/run/{name}", b"mine")
+    before = dict(files.store)
+    with pytest.raises(SsbError, match=r"memory://run holds 2 objects that are no run's, such as my-llm/checkpoints"):
+        _mirror(files, tmp_path / "run").start()
+    assert files.store == before
+    files.pipe_file("/run/config.yaml", b"seed: 0")
+    mirror = _mirror(files, tmp_path / "run")
+    mirror.start()
+    mirror.push()
+    assert before.items() <= files.store.items(), "checkpoints that are not the run's are no concern of it"

@@ -23,7 +23,9 @@ class _Cli(click.Group):
         try:
             return super().invoke(context)
         except SsbError as error:
-            raise click.ClickException(str(error)) from None
+            told = click.ClickException(str(error))
+            told.exit_code = error.exit_status
+            raise told from None
         except KeyboardInterrupt:
             raise click.ClickException("interrupted; what was written so far is kept") from None
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -132,5 +134,7 @@ def use_compilation_cache(config: Config) -> None:
     import jax
 
     if config.compilation_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
+        place = config.compilation_cache
+        place = place if "://" in place else str(Path(place).expanduser())  # JAX opens URLs itself
+        jax.config.update("jax_compilation_cache_dir", place)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -3,3 +3,5 @@
 
 class SsbError(Exception):
     """An error a user can act on: what was expected, what came, what to do. The command line prints it and exits 1."""
+
+    exit_status = 1

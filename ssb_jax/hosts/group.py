@@ -214,9 +214,12 @@ def _place() -> Place | None:
 def _join_timeout() -> float:
     text = os.environ.get(JOIN_TIMEOUT, "300")
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise SsbError(f"{JOIN_TIMEOUT}: expected seconds, got {text}") from None
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86400:
+        raise SsbError(f"{JOIN_TIMEOUT}: expected seconds, 0.1 to 86400, got {text}")
+    return seconds
 
 
 def _wait_for(key: str) -> str:
@@ -241,8 +244,8 @@ def _leave(error: BaseException) -> None:
     if not client.key_value_dir_get(_ENDED):
         client.key_value_set(f"{_ENDED}/{index()}", json.dumps([status, reason]))
     client.key_value_set(f"{_LEFT}{index()}", "")
-    if is_first():  # the service ends with process 0: the others have a few seconds to read why
-        deadline = time.monotonic() + 10
+    if is_first():  # the service ends with process 0: the others have time to read why, and to upload what they wrote
+        deadline = time.monotonic() + (50 if stopped else 10)
         while len(client.key_value_dir_get(_LEFT)) < count() and time.monotonic() < deadline:
             time.sleep(0.1)
     # Registered last, so run first: JAX's own handler would wait for processes that may be in the middle of a step.

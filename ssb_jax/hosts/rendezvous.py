@@ -34,11 +34,18 @@ class Place:
     devices: tuple[int, ...] | None = None
 
 
+class NotAllThere(SsbError):
+    """A process did not come in time. It may be a machine that is still being started: the same command may go on."""
+
+    exit_status = 75  # EX_TEMPFAIL, on which launchers start again
+
+
 @dataclass(frozen=True)
 class _Card:
     """What a process says of itself; `identity` must be the same everywhere."""
 
     index: int
+    count: int
     host: str
     clock: float
     identity: dict[str, Any]
@@ -53,7 +60,7 @@ def meet(place: Place, identity: Mapping[str, Any], *, timeout: float) -> None:
     Raises:
       SsbError: on all that are there, naming who did not come within `timeout` seconds, or who differs and in what.
     """
-    card = _Card(place.index, socket.gethostname(), time.time(), json.loads(json.dumps(identity)))
+    card = _Card(place.index, place.count, socket.gethostname(), time.time(), json.loads(json.dumps(identity)))
     deadline = time.monotonic() + timeout
     if place.index == 0:
         _receive(place, card, deadline, timeout)
@@ -66,11 +73,12 @@ def _receive(place: Place, own: _Card, deadline: float, timeout: float) -> None:
     cards = {0: own}
     try:
         with socket.create_server(("", _port(place)), backlog=place.count) as server:
-            while len(cards) < place.count and time.monotonic() < deadline:
+            while len(cards) < place.count and _agree(cards) and time.monotonic() < deadline:
                 _accept(server, deadline, connections, cards)
         problem = _problem(place, cards, timeout)
+        late = problem is not None and _agree(cards) and len(cards) < place.count
         for connection in connections.values():
-            connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
+            connection.sendall(json.dumps({"problem": problem, "late": late}).encode() + b"\n")
     except OSError as error:
         raise SsbError(
             f"process 0 cannot listen at {place.address}: {error.strerror}; is another run using the port?"
@@ -79,10 +87,14 @@ def _receive(place: Place, own: _Card, deadline: float, timeout: float) -> None:
         for connection in connections.values():
             connection.close()
     if problem is not None:
-        raise SsbError(problem)
+        raise (NotAllThere if late else SsbError)(problem)
     for card in cards.values():
         if abs(card.clock - own.clock) > timeout + MOST_SKEW:
             note(f"the clock of {card} differs from that of {own} by about {card.clock - own.clock:+.0f} s")
+
+
+def _agree(cards: Mapping[int, _Card]) -> bool:
+    return len({card.count for card in cards.values()}) == 1
 
 
 def _accept(
@@ -109,6 +121,9 @@ def _accept(
 
 
 def _problem(place: Place, cards: Mapping[int, _Card], timeout: float) -> str | None:
+    for card in cards.values():
+        if card.count != place.count:
+            return f"{card} was told of {card.count} processes, {cards[0]} of {place.count}; tell all the same number"
     missing = [i for i in range(place.count) if i not in cards]
     if missing:
         there = ", ".join(str(card) for _, card in sorted(cards.items()))
@@ -133,15 +148,16 @@ def _introduce(place: Place, card: _Card, deadline: float, timeout: float) -> No
             with socket.create_connection((host, _port(place)), timeout=5) as connection:
                 connection.sendall(json.dumps(asdict(card)).encode() + b"\n")
                 connection.settimeout(timeout + 10)
-                problem = parse_json(_line(connection))["problem"]
+                answer = parse_json(_line(connection))
+                problem = answer["problem"]
         except (OSError, ValueError, TypeError, KeyError) as error:  # not up yet, or still ending an earlier run
             reason = str(error)
             time.sleep(0.2)
             continue
         if problem is not None:
-            raise SsbError(problem)
+            raise (NotAllThere if answer.get("late") else SsbError)(problem)
         return
-    raise SsbError(
+    raise NotAllThere(
         f"process 0 of {place.count} did not answer {card} within {timeout:g} s at {place.address} ({reason}); "
         f"look at its log, and check that the address can be reached"
     )

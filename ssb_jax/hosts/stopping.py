@@ -59,6 +59,7 @@ def stopping_on_sigterm() -> Iterator[None]:
     finally:
         sys.unraisablehook = reporting
         signal.signal(signal.SIGTERM, before)
+        _Notice.came = False  # it was this command's, and not that of the next in the same process
 
 
 @contextlib.contextmanager

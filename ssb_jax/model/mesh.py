@@ -61,6 +61,18 @@ def mesh_for(
     return make_mesh(**sizes, devices=devices)
 
 
+def of_one_host(settings: MeshSettings) -> MeshSettings:
+    """What the settings of a mesh over all hosts' devices are to one host that answers its share of the questions.
+
+    `tensor` stays. The rest of its devices hold copies, where the whole mesh splits weights by `tensor` alone (fsdp 1),
+    and otherwise split them further. Where the sizes are chosen, they are chosen for its devices.
+    """
+    if settings.rule == "auto":
+        return settings
+    rest = {"data": -1, "fsdp": 1} if settings.fsdp == 1 else {"data": 1, "fsdp": -1}
+    return MeshSettings(tensor=max(settings.tensor, 1), **rest)
+
+
 def auto_sizes(
     config: ModelConfig, *, weights: int, devices: int, memory: int, stage: str = GENERATION, rows: int = 1
 ) -> dict[str, int]:

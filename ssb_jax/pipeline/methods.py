@@ -47,6 +47,7 @@ def train(run: Run) -> Manifest:
 def run_all(run: Run) -> dict[str, dict]:
     """From questions to the evaluation, whose results it returns; complete stages are skipped."""
     check_settings(run.config)
+    run.workspace.check_meshes()
     load_sets(run)
     train(run)
     return evaluate(run)

@@ -35,6 +35,7 @@ def preflight(job: Job, *, stages: Sequence[str], source: str = "", compiling: b
     return {
         "topology": job.topology.name,
         "chips": len(job.topology.devices),
+        "hosts": len({device.process_index for device in job.topology.devices}),
         "chip": dataclasses.asdict(chip),
         "mesh": dict(job.mesh.shape),  # of the first stage; see the stages for theirs
         "model": {
@@ -127,6 +128,10 @@ def show(report: dict[str, Any]) -> None:
         print(f"Not compiled: temporaries are estimates, and {100 * SAFE:.0f} % of a chip's memory may be used.")
     assumed = ", ".join(f"{key} {value}" for key, value in report["assumed"].items() if value is not None)
     print(f"Assumed: {assumed}. Memory is for the longest sequences that the settings and longest_answer allow.")
+    if report["hosts"] > 1:
+        print(
+            f"{report['hosts']} hosts: each answers its share on its own chips; the student is trained on all of them."
+        )
     for stage, result in report["stages"].items():
         spare = f"{result['spare_bytes'] / size:,.2f} {unit} a chip to spare" if result["fits"] else result["reason"]
         own = "" if result["mesh"] == report["mesh"] else f" on mesh {_sizes(result['mesh'])}"

@@ -50,7 +50,12 @@ class Step:
 
 
 def stage_steps(job: Job, stage: str) -> list[Step]:
-    """The steps of a stage at the expected lengths."""
+    """The steps of a stage at the expected lengths; of hosts that share it, those of one."""
+    steps = _stage_steps(job, stage)
+    return [replace(step, count=math.ceil(step.count / job.shares)) for step in steps]
+
+
+def _stage_steps(job: Job, stage: str) -> list[Step]:
     if stage == "targets":
         return [_scoring(job)]
     if stage == "distill":
@@ -178,7 +183,7 @@ def _update(job: Job, what: tuple[str, str, int], size: Shape, *, heads: int, re
 def _step(job: Job, what: tuple[str, str, int], *, flops: float, memory: float, links: float) -> Step:
     """The step of a chip; `flops` are of the whole slice, the other two of a chip."""
     stage, name, count = what
-    flops /= len(job.topology.devices)
+    flops /= job.mesh.size
     seconds, bound = _longest(job.topology.chip, flops, memory, links)
     return Step(stage, name, count, flops, memory, links, seconds, bound)
 

@@ -34,8 +34,8 @@ class Suggestion:
     @property
     def overrides(self) -> list[str]:
         """The settings, as arguments of a command."""
-        mesh, config = self.job.mesh.shape, self.job.config
-        values = {"mesh.rule": "sizes"} | {f"mesh.{axis}": size for axis, size in mesh.items()}
+        config = self.job.config
+        values = {f"mesh.{axis}": size for axis, size in config.mesh.model_dump().items()}
         values |= {"targets.batch_size": config.targets.batch_size}
         if config.distillation.micro_batch is not None:
             values |= {"distillation.micro_batch": config.distillation.micro_batch}
@@ -52,15 +52,14 @@ def suggest(job: Job, stages: Sequence[str]) -> list[Suggestion]:
     nearest: tuple[float, str] | None = None
     for config in _meshes(job.config, len(job.topology.devices)):
         try:
-            base = make_job(config, job.shape, job.topology, job.assumed)
-            best = _fitted(base, stages)
+            best = _fitted(config, job, stages)
         except SsbError as error:  # this mesh does not divide the model, or its weights leave no room for a cache
             nearest = nearest or (0.0, str(error))
             continue
         if best.peak <= SAFE * job.topology.chip.memory:
             found.append(best)
         elif nearest is None or not nearest[0] or best.peak < nearest[0]:
-            sizes = ", ".join(f"{axis} {size}" for axis, size in base.mesh.shape.items())
+            sizes = ", ".join(f"{axis} {size}" for axis, size in config.mesh.model_dump(exclude={"rule"}).items())
             nearest = best.peak, f"the least, {best.peak / GIB:.1f} GiB a chip, is needed on mesh {sizes}"
     if not found:
         limit = job.topology.chip.memory / GIB
@@ -71,18 +70,19 @@ def suggest(job: Job, stages: Sequence[str]) -> list[Suggestion]:
     return sorted(found, key=lambda s: (s.peak if s.hours is None else s.hours, s.peak))
 
 
-def _fitted(job: Job, stages: Sequence[str]) -> Suggestion:
+def _fitted(config: Config, job: Job, stages: Sequence[str]) -> Suggestion:
     """The job with the largest teacher's batch and micro-batch that fit, or the smallest where none does."""
     peaks, hours = [], []
     for stage in stages:
         options = {"targets": _teacher_batches, "distill": _micro_batches, "grpo": _micro_batches_of_answers}.get(
             stage, lambda config: [config]
         )
-        for config in options(job.config):
-            job = make_job(config, job.shape, job.topology, job.assumed)
+        for fitted in options(config):
+            job = make_job(fitted, job.shape, job.topology, job.assumed, stage=stage)
             peak = max((p.expected for p in stage_programs(job, stage)), default=0.0)
             if peak <= SAFE * job.topology.chip.memory:
                 break
+        config = fitted
         peaks.append(peak)
         hours += [step.hours for step in stage_steps(job, stage)]
     return Suggestion(job, max(peaks), None if None in hours else sum(hours))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ssb_jax.config import Config, Sampling, SsbError
 from ssb_jax.model.config import ModelConfig
-from ssb_jax.model.mesh import GENERATION, TRAINING, mesh_for
+from ssb_jax.model.mesh import GENERATION, TRAINING, mesh_for, of_one_host
 from ssb_jax.model.transformer import Transformer, abstract_model, check_mesh, count_parameters
 from ssb_jax.preflight.chips import Topology
 from ssb_jax.records import Pair
@@ -58,6 +58,11 @@ class Job:
     topology: Topology
     mesh: jax.sharding.Mesh
     assumed: Assumed = Assumed()
+
+    @property
+    def shares(self) -> int:
+        """Hosts that each do a part of the stage, on a mesh of their own."""
+        return len(self.topology.devices) // self.mesh.size
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -154,21 +159,31 @@ def stages_of(config: Config) -> tuple[str, ...]:
 def make_job(
     config: Config, shape: ModelConfig, topology: Topology, assumed: Assumed, *, stage: str = "rollout"
 ) -> Job:
-    """The job with the settings' mesh, which may be another for each stage where it is chosen (`mesh: auto`).
+    """The job with the mesh that a stage runs on: of all chips, or of one host's, as `Workspace` has it.
 
     Raises:
-      SsbError: the mesh does not fit the slice, or does not divide the model.
+      SsbError: the mesh does not fit the chips, or does not divide the model; the stage knows one host only.
     """
     if config.model.quantization != "none":
         raise SsbError("preflight plans whole weights only; set model.quantization none for an upper bound")
     dtype = dtype_of(config, topology.devices[0].platform)
+    devices, settings = topology.devices, config.mesh
+    alone = len({device.process_index for device in devices}) == 1
+    training = stage == "distill" or (alone and stage == "targets")
+    if not alone and stage == "grpo":
+        raise SsbError(
+            f"preflight: method grpo runs on one host, and {topology.name} has several; take a smaller slice"
+        )
+    if not alone and not training:
+        devices = tuple(d for d in devices if d.process_index == devices[0].process_index)
+        settings = of_one_host(settings)
     mesh = mesh_for(
-        config.mesh,
+        settings,
         shape,
         itemsize=dtype.itemsize,
-        stage=TRAINING if stage in ("targets", "distill") else GENERATION,
+        stage=TRAINING if training else GENERATION,
         rows=config.distillation.batch_size,
-        devices=topology.devices,
+        devices=devices,
         memory=topology.chip.memory,
     )
     check_mesh(shape, mesh)
@@ -353,7 +368,7 @@ def slots_for(job: Job, *, wanted: int | None, sequences: int, longest: int) -> 
       SsbError: not one row of slots fits beside the weights.
     """
     weights = count_parameters(abstract(job.shape, job.dtype)) * job.dtype.itemsize
-    total = job.topology.chip.memory * len(job.topology.devices)
+    total = job.topology.chip.memory * job.mesh.size
     on_cpu = schedule.on_cpu(job.mesh)  # there the engine counts one copy, of the whole machine's memory
     weights *= 1 if on_cpu else job.mesh.shape["data"]
     weights *= 2 if schedule.cache_parts(job.shape, job.mesh) > 1 else 1

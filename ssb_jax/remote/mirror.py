@@ -16,17 +16,16 @@ from ssb_jax.config import SsbError
 from ssb_jax.console import note
 from ssb_jax.records import parse_json
 from ssb_jax.remote.lock import Guard, Lock, repeating
-from ssb_jax.remote.store import Store, open_store
+from ssb_jax.remote.store import LAST, Store, open_store, refuse_strangers
 
 SCRATCH, PUSH_SECONDS = "SSB_SCRATCH", "SSB_PUSH_SECONDS"
 MOST_BEAT = 10.0  # seconds between two signs of life
-LAST = ".last-folder"  # object there, file here: which working folder was the last to work there
 SEVERAL = b"several"  # in its place where each process of a run worked in a folder of its own
 _PUSHED = ".pushed.json"  # file here: what of the folder is there
 _GROWING = ("*.jsonl", "events.out.tfevents.*")  # appended to in place; all other files are written once or replaced
 _COUNTED = re.compile(r"\.engine-\d+\.json")  # hidden in the folder's manifest, and not private
-_CHECKPOINT = re.compile(r"(.*\bcheckpoints)/(\d+)/")
-_SEAL = re.compile(r"(.*\b)checkpoints/digests/\d+\.json")
+_CHECKPOINT = re.compile(r"((?:distillation|grpo|on-policy)/checkpoints)/(\d+)/")
+_SEAL = re.compile(r"((?:distillation|grpo|on-policy)/)checkpoints/digests/\d+\.json")
 
 Stamp = tuple[int, int]  # of a file: when it was written, in nanoseconds, and its bytes
 
@@ -102,6 +101,7 @@ class Mirror:
             names = self._names()
             self._there = dict.fromkeys(names) | {k: v for k, v in self._recorded().items() if k in names}
             return
+        refuse_strangers(self.store.url, self.store.describe().keys())
         self._there = dict.fromkeys(self.fetch()) | self._there  # parts of checkpoints: deleted by the first push
         self.store.write(LAST, self.identity.encode())
 

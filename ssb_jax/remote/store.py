@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -11,6 +11,8 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from ssb_jax.config import SsbError
+
+LAST = ".last-folder"  # object there, file here: which working folder was the last to work there
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,22 @@ def try_out(url: str) -> bool:
     store.write(name, b"")
     found = store.describe()
     store.delete(name)
+    refuse_strangers(url, found.keys())
     return "config.yaml" in found
+
+
+def refuse_strangers(url: str, names: Collection[str]) -> None:
+    """A run's place holds a run, or nothing: all that lies there would be fetched, and made what the run is.
+
+    Raises:
+      SsbError: it holds something else.
+    """
+    others = sorted(name for name in names if not name.startswith("."))
+    if others and LAST not in names and "config.yaml" not in names:
+        raise SsbError(
+            f"{url} holds {len(others)} objects that are no run's, such as {others[0]}; give a place of the run's own, "
+            f"such as {url.rstrip('/')}/run"
+        )
 
 
 def open_store(url: str) -> Store:
