@@ -64,6 +64,10 @@ def _carry_out(plan: str, dry_run: bool) -> None:
 )
 def _tpu_vm(arguments, dry_run, **options) -> None:
     """A TPU slice by a queued resource of gcloud; deleted at the end."""
+    if not options["setup"] and not cloud.is_in_bucket(arguments):
+        raise click.UsageError(
+            "expected --out gs://BUCKET/RUN, or --setup that mounts its disk: what is on the slice goes with it"
+        )
     _carry_out(cloud.tpu_vm(arguments, **options), dry_run)
 
 

@@ -215,7 +215,8 @@ def sky_task(arguments: Sequence[str], *, name: str, topology: str, setup: str, 
             "accelerators": f"tpu-{where.kind}",
             "accelerator_args": {"runtime_version": where.runtime},
             "use_spot": spot,
-            "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": [75]},
+            # Stopped; and killed, or ended because another host was.
+            "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": [75, 134, 137, 143]},
         },
         "setup": "\n".join(
             filter(None, ["python3 -m venv ~/ssb", f"~/ssb/bin/pip install '.{_extras(arguments)}'", setup])

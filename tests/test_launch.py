@@ -167,3 +167,21 @@ def test_ended_in_the_middle_it_deletes_what_it_created(gcloud):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 143
     assert not (gcloud / "state").exists()
+
+
+def test_a_slice_whose_disk_goes_with_it_keeps_no_results():
+    without_setup = [argument for argument in DRY_RUNS["tpu-vm"] if argument not in ("--setup", "sudo mount /runs")]
+    refused = launch(*without_setup, "--dry-run", *COMMAND)
+    assert (refused.returncode, "what is on the slice goes with it" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("applied", "deleted"), [(0, True), (1, False)])
+def test_a_jobset_is_deleted_unless_it_was_refused(applied, deleted, tmp_path):
+    """Refused is one whose name another run's has: its fields cannot be changed."""
+    kubectl = '#!/usr/bin/env bash\necho "$*" >> "$(dirname "$0")/calls"\ncase $1 in\n'
+    kubectl += f"  apply) cat > /dev/null; exit {applied} ;;\n  get) echo Completed ;;\nesac\n"
+    (tmp_path / "kubectl").write_text(kubectl)
+    (tmp_path / "kubectl").chmod(0o755)
+    result = launch(*DRY_RUNS["gke"], *COMMAND, **in_cloud(tmp_path))
+    assert result.returncode == applied
+    assert ("delete jobset" in (tmp_path / "calls").read_text()) == deleted

@@ -16,6 +16,9 @@ resources:
     strategy: FAILOVER
     recover_on_exit_codes:
     - 75
+    - 134
+    - 137
+    - 143
 setup: '"'"'python3 -m venv ~/ssb
 
   ~/ssb/bin/pip install '"'"''"'"'.[tpu]'"'"''"'"'
