@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -31,7 +32,6 @@ from jax._src import compiler
 from remote_stores import BUCKET, emulator
 from run_content import check_folder, content
 
-from launch.local import free_port
 from ssb_jax.artifacts import file_digest
 from ssb_jax.hosts import STOPPED
 from ssb_jax.remote.mirror import LAST, Mirror, working_folder
@@ -98,6 +98,11 @@ class Group:
 def keep_what_is_compiled() -> None:
     """JAX keeps what process 0 compiles; here what any does, or each start would compile for minutes."""
     compiler.distributed = SimpleNamespace(global_state=SimpleNamespace(process_id=0, client=None))
+
+
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
 
 
 def fetch_all(folder: Path) -> Path:
