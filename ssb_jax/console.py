@@ -56,10 +56,10 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
         grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*(_format(cell) for cell in row))
-    console = Console(highlight=False, quiet=_STDERR.quiet)
+    console = Console(highlight=False, markup=False, quiet=_STDERR.quiet)  # what is in brackets is text
     if not sys.stdout.isatty():  # a file has room for every column
         console.width = max(120, Measurement.get(console, console.options.update(max_width=10_000), grid).maximum)
-    console.print(grid, markup=False)
+    console.print(grid)
 
 
 def mapping(values: Mapping[str, object]) -> str:

@@ -110,10 +110,13 @@ def _cell(config: Config, *, method: str, loss: str | None, questions: int, seed
     return cell
 
 
-def run_study(config: Config, folder: Path, *, part: Part = Part()) -> list[Path]:
-    """Runs every cell of the part that is not finished; returns the folders of the whole grid's finished cells."""
+def run_study(config: Config, grid: Sequence[Cell], folder: Path, *, part: Part = Part()) -> list[Path]:
+    """Runs every cell of the part that is not finished; returns the folders of the whole grid's finished cells.
+
+    Args:
+      grid: the `cells` of the settings.
+    """
     hosts.refuse_many("a study")
-    grid = cells(config)
     with owning(folder / "parts" / part.name if part.count > 1 else folder):
         if not (folder / "config.yaml").exists():
             write_atomically(folder / "config.yaml", dump_config(config))

@@ -112,6 +112,28 @@ def test_runs_that_were_drawn_or_graded_differently_are_no_seeds_of_each_other(t
     assert names == ["ssb [sampling.temperature 0.0]", "ssb [sampling.temperature 0.8]"]
 
 
+def test_sets_that_are_drawn_differently_leave_a_methods_name_alone(tmp_path):
+    rows = [{"id": f"q{i}", "correct": i % 2} for i in range(8)]
+    sets = {name: {"rows": rows, "graded": {"sampling": {"temperature": t}}} for name, t in (("a", 0.0), ("b", 0.8))}
+    for seed in (0, 1):
+        values = {"method": "ssb", "seed": seed, "settings": {"lora.rank": 8}, "sets": sets}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(values))
+    points = compare(read_results([tmp_path / "0.json", tmp_path / "1.json"])).points
+    assert [(p.set, p.method, p.seeds) for p in points] == [("a", "ssb", (0, 1)), ("b", "ssb", (0, 1))]
+
+
+def test_a_table_in_a_pipe_has_every_column_whole_and_ssb_is_what_differences_are_taken_to(tmp_path):
+    long = {"model": "a model's name of some length", "lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+    other = {"model": "another", "lora.target_modules": ["q_proj"]}
+    files = [results_file(tmp_path / "grpo.json", "grpo", 0.5)]
+    files += [results_file(tmp_path / f"{i}.json", "ssb", 0.5, seed=i, settings=s) for i, s in enumerate((long, other))]
+    table = run(*files).stdout
+    assert "…" not in table
+    name = "ssb [model a model's name of some length, lora.target_modules ['q_proj', 'k_proj', 'v_proj', 'o_proj']]"
+    assert name in table
+    assert f"minus {name}" in table
+
+
 def test_a_base_is_one_row_whoever_says_it(tmp_path):
     one = results_file(tmp_path / "a.json", "base", 0.5)
     values = json.loads(one.read_text())

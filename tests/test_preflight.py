@@ -18,11 +18,11 @@ from ssb_jax.model.mesh import of_one_host
 from ssb_jax.model.transformer import abstract_model, count_parameters
 from ssb_jax.preflight.chips import GIB, Chip, Topology, load_topology
 from ssb_jax.preflight.compiled import read_collectives
+from ssb_jax.preflight.job import Assumed, make_job
 from ssb_jax.preflight.models import model_shape, published_shapes
 from ssb_jax.preflight.report import preflight
 from ssb_jax.preflight.roofline import attention_flops, head_flops, layer_flops, stage_steps
 from ssb_jax.preflight.suggest import suggest
-from ssb_jax.preflight.workload import Assumed, make_job
 from ssb_jax.records import Outcome, Pair, Question, StopReason, Trial
 from ssb_jax.stages import grpo
 from ssb_jax.training.lowering import lower_policy

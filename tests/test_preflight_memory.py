@@ -8,9 +8,9 @@ from distillation_case import make_workspace, train
 from ssb_jax.config import Engine, config_from_dict
 from ssb_jax.model.weights import load_model, resolve_model
 from ssb_jax.preflight.chips import load_topology
+from ssb_jax.preflight.job import Assumed, make_job
 from ssb_jax.preflight.models import model_shape
 from ssb_jax.preflight.report import preflight
-from ssb_jax.preflight.workload import Assumed, make_job
 from ssb_jax.records import Pair
 from ssb_jax.sampling import Request, SamplingParams, device, generate
 from ssb_jax.stages import distillation, targets

@@ -15,7 +15,7 @@ from ssb_jax.model.sharding import leaf_name, make_mesh, use_mesh
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.model.weights import load_model
 from ssb_jax.preflight.chips import load_topology
-from ssb_jax.preflight.workload import Assumed, make_job
+from ssb_jax.preflight.job import Assumed, make_job
 from ssb_jax.store import model_fingerprint
 from ssb_jax.workspace import Workspace
 

@@ -20,15 +20,11 @@ def _number(context: click.Context, option: click.Parameter, value: float | None
 
 @main.command()
 @click.argument("sources", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--reach", type=click.FloatRange(0, 1), callback=_number, help="Accuracy to be reached; the weakest method's best."
-)
+@click.option("--reach", type=_SHARE, callback=_number, help="Accuracy to be reached; the weakest method's best.")
 @click.option("--against", metavar="METHOD", help="The method that differences are taken to; ssb, or the first.")
 @click.option("--csv", type=_FILE, help="File for the points as CSV.")
 @click.option("--json", type=_FILE, help="File for everything as JSON.")
-@click.option(
-    "--figure", type=click.Path(path_type=Path, dir_okay=False), help="File for the figures: .svg, .png or .pdf."
-)
+@click.option("--figure", type=_FILE, help="File for the figures: .svg, .png or .pdf.")
 def compare(
     sources: tuple[Path, ...],
     reach: float | None,

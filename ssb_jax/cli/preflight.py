@@ -52,10 +52,11 @@ def preflight(
     """
     settings = load_settings(config, overrides)
     from ssb_jax.preflight.chips import load_topology
+    from ssb_jax.preflight.job import Assumed, make_job
     from ssb_jax.preflight.models import model_shape
     from ssb_jax.preflight.report import preflight as check
     from ssb_jax.preflight.report import show
-    from ssb_jax.preflight.workload import STAGES, Assumed, check_amounts, make_job, stages_of
+    from ssb_jax.preflight.workload import STAGES, check_amounts, stages_of
 
     stages = stages_of(settings) if stage == "all" else tuple(stage.split(","))
     unknown = [name for name in stages if name not in STAGES]

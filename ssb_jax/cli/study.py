@@ -34,10 +34,10 @@ def study(config: Path, out: Path | str, overrides: tuple[str, ...], part: tuple
         from ssb_jax.study import Part, cells, run_study
 
         try:
-            cells(settings)
+            grid = cells(settings)
         except SsbError as error:
             raise click.UsageError(str(error)) from None
-        folders = run_study(settings, out, part=Part(*part))
+        folders = run_study(settings, grid, out, part=Part(*part))
     files = {name: out / f"study.{ending}" for name, ending in (("csv", "csv"), ("json", "json"), ("figure", "svg"))}
     if folders:  # a part of a grid with fewer cells than parts has nothing yet
         compare.callback(tuple(folders), reach=None, against=None, **files)

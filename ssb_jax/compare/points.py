@@ -75,7 +75,7 @@ def compare(
 
     Args:
       accuracy: to be reached. None: what the weakest method has at its best, and the base's at least.
-      against: the method that differences are taken to. None: `ssb`, or the first of the results.
+      against: the method that differences are taken to. None: the first `ssb`, or the first of the results.
 
     Raises:
       SsbError: no method of that name, or results of one set have no question in common.
@@ -83,7 +83,7 @@ def compare(
     methods = list(dict.fromkeys(result.method for result in results if not result.is_base))
     if against is not None and against not in methods:
         raise SsbError(f"no results of {against}; there are {', '.join(methods) or 'only those of the base'}")
-    reference = against or ("ssb" if "ssb" in methods else next(iter(methods), None))
+    reference = against or next((m for m in methods if m.partition(" [")[0] == "ssb"), next(iter(methods), None))
     points, reaches, warnings = [], [], []
     for name in dict.fromkeys(result.set for result in results):
         members = [result for result in results if result.set == name]

@@ -92,21 +92,30 @@ def begun_cells(folder: Path) -> list[Path] | None:
 
 
 def _told_apart(results: Sequence[Result]) -> list[Result]:
-    """Results of one method that were trained, drawn or graded differently get names of their own: they are no seeds of
-    each other. What one of them does not say sets it apart from nothing."""
-    facts = [dict(result.settings) | _flat(result.graded) for result in results]
+    """Results of one method that were trained differently, or on one set drawn or graded differently, get names of
+    their own: they are no seeds of each other. What one of them does not say sets it apart from nothing."""
+    graded = [_flat(result.graded) for result in results]
     named = []
-    for result, own in zip(results, facts, strict=True):
-        alike = [theirs for other, theirs in zip(results, facts, strict=True) if other.method == result.method]
-        differing = [key for key in own if len({_plain(theirs[key]) for theirs in alike if key in theirs}) > 1]
+    for result, own in zip(results, graded, strict=True):
+        trained = [other.settings for other in results if other.method == result.method]
+        drawn = [
+            theirs
+            for other, theirs in zip(results, graded, strict=True)
+            if (other.method, other.set) == (result.method, result.set)
+        ]
+        differing = _differing(result.settings, trained) | _differing(own, drawn)
         if differing:
-            told = [f"{key} {own[key]}" for key in differing]
+            told = [f"{key} {value}" for key, value in differing.items()]
             if len(told) > _MOST_NAMED:
-                rest = digest({key: own[key] for key in differing})[:6]
-                told = [*told[:_MOST_NAMED], f"... ({rest})"]
+                told = [*told[:_MOST_NAMED], f"... ({digest(differing)[:6]})"]
             result = replace(result, method=f"{result.method} [{', '.join(told)}]")
         named.append(result)
     return named
+
+
+def _differing(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What some of those that say it say otherwise."""
+    return {k: v for k, v in own.items() if len({_plain(other[k]) for other in alike if k in other}) > 1}
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,11 +201,17 @@ class _Row(_Loose):
     answer: str | None = None
 
 
+class _Format(_Loose):
+    boxed: float | None = None
+    never_boxed: int | None = None
+    truncated: int | None = None
+
+
 class _Set(_Loose):
     rows: Annotated[list[_Row], Field(min_length=1)]
     graded: dict[str, Any] = {}
     num_samples: int | None = None
-    format: dict[str, dict[str, Any]] = {}
+    format: dict[str, _Format] = {}
 
 
 class _Cost(_Loose):
@@ -287,10 +302,8 @@ def _of_set(values: _File, name: str, found: _Set, path: Path, folder: Path | No
 
 
 def _remarks(found: _Set, model: str) -> tuple[str, ...]:
-    facts = found.format.get(model, {})
-    if not {"boxed", "never_boxed", "truncated"} <= facts.keys():
-        return ()
-    return tuple(format_failures({"format": {model: facts}}))
+    facts = found.format.get(model, _Format()).model_dump()
+    return () if None in facts.values() else tuple(format_failures({"format": {model: facts}}))
 
 
 def _cost(recorded: _Cost | None, folder: Path | None) -> dict[str, float | None]:

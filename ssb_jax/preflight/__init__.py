@@ -2,6 +2,7 @@
 
     chips.py      what a chip can do, and the devices of a topology that is not here
     models.py     the shape of the model, without its weights
+    job.py        what is planned: a run on a slice, and the mesh of each stage there
     workload.py   how much there is to do, stage by stage, and in which static shapes
     programs.py   the stages' own jitted functions, lowered for those devices
     compiled.py   memory, collectives and compile time of a program

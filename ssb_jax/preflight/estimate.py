@@ -12,7 +12,8 @@ import jax
 from ssb_jax.model import kernels
 from ssb_jax.model.lora import lora_shapes
 from ssb_jax.model.sharding import use_mesh
-from ssb_jax.preflight.workload import Generation, Job
+from ssb_jax.preflight.job import Job
+from ssb_jax.preflight.workload import Generation
 from ssb_jax.sampling import schedule
 from ssb_jax.training.layout import Shape
 

@@ -16,7 +16,8 @@ from ssb_jax.model.lora import Lora, init_lora, lora_shardings
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer, model_shardings
 from ssb_jax.preflight import estimate, workload
-from ssb_jax.preflight.workload import Generation, Job
+from ssb_jax.preflight.job import Job, abstract
+from ssb_jax.preflight.workload import Generation
 from ssb_jax.sampling import device, schedule
 from ssb_jax.sampling.slots import STOP_IDS
 from ssb_jax.stages.targets import head_function, lower_teacher
@@ -72,7 +73,7 @@ def chip_bytes(tree: Any) -> int:
 
 def model_on(job: Job) -> Transformer:
     """The base model as it lies on the mesh, without its numbers."""
-    model = workload.abstract(job.shape, job.dtype, job.config.model.attention)
+    model = abstract(job.shape, job.dtype, job.config.model.attention)
     return placed(model, model_shardings(model, job.mesh))
 
 

@@ -12,9 +12,9 @@ from ssb_jax.model.transformer import count_parameters
 from ssb_jax.preflight.chips import GIB
 from ssb_jax.preflight.compiled import Compiled, compile_program, estimated
 from ssb_jax.preflight.estimate import SAFE
+from ssb_jax.preflight.job import Job, abstract, make_job
 from ssb_jax.preflight.programs import stage_programs
 from ssb_jax.preflight.roofline import Step, stage_steps
-from ssb_jax.preflight.workload import Job, abstract, make_job
 
 _HELD = ("weights", "cache", "optimizer")
 

@@ -16,7 +16,8 @@ from ssb_jax.model.lora import lora_shapes
 from ssb_jax.preflight import workload
 from ssb_jax.preflight.chips import Chip
 from ssb_jax.preflight.estimate import fused_attention
-from ssb_jax.preflight.workload import Generation, Job
+from ssb_jax.preflight.job import Job
+from ssb_jax.preflight.workload import Generation
 from ssb_jax.sampling import schedule
 from ssb_jax.training.layout import Shape
 

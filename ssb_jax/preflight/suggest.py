@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from ssb_jax.config import Config, Mesh, SsbError
 from ssb_jax.preflight.chips import GIB
 from ssb_jax.preflight.estimate import SAFE
+from ssb_jax.preflight.job import Job, make_job
 from ssb_jax.preflight.programs import stage_programs
 from ssb_jax.preflight.roofline import stage_steps
-from ssb_jax.preflight.workload import Job, make_job
 
 
 @dataclass(frozen=True)
