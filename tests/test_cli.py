@@ -59,6 +59,21 @@ def test_bad_usage_is_status_2_and_makes_no_folder(arguments, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "gs://bucket/x", "--out", "OUT"),
+        ("verify", TINY, "--out", "gs://bucket/x"),
+        ("report", TINY.parent, "--out", "gs://bucket/x"),
+    ],
+    ids=str,
+)
+def test_a_url_where_a_path_belongs_is_refused(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "expected a path on this machine, got the URL gs://bucket/x" in one_error(ssb(*arguments), 2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_misspelt_setting_is_told_its_neighbour(tmp_path):
     assert "did you mean rank" in one_error(ssb("run", TINY, "--out", tmp_path / "o", "--lora.rnak", "8"), 2)
 

@@ -9,7 +9,7 @@ from ssb_jax.artifacts import write_atomically
 from ssb_jax.config import SsbError
 from ssb_jax.remote.lock import _CARD, LOCK, Guard, Lock
 from ssb_jax.remote.mirror import working_folder
-from ssb_jax.remote.several import Part
+from ssb_jax.remote.several import Part, working
 
 
 def _parts(files, *folders):
@@ -85,6 +85,13 @@ def test_a_process_whose_run_was_taken_over_uploads_nothing(tmp_path):
     with hosts.stopping_on_sigterm(), pytest.raises((SsbError, SystemExit)):
         part.give(all_of_it=False)
     assert "/run/late" not in files.store
+
+
+def test_an_error_names_the_place_in_the_store(tmp_path):
+    (part,) = _parts(Disturbed(lambda *_: None), tmp_path / "run")
+    with pytest.raises(SsbError) as caught, working(part.mirror, part.lock):
+        raise SsbError(f"delete {part.folder}/distillation and run again")
+    assert str(caught.value) == f"delete {part.mirror.store.url}/distillation and run again"
 
 
 def test_processes_on_one_machine_work_in_folders_of_their_own():

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import main
+from ssb_jax.cli.group import LocalPath, main
 
 
 @main.command()
-@click.argument("source", metavar="IN.jsonl", required=False, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Where the graded rows go.")
+@click.argument("source", metavar="IN.jsonl", required=False, type=LocalPath())
+@click.option("--out", type=LocalPath(), help="Where the graded rows go.")
 @click.option("--explain", nargs=2, metavar="RESPONSE GOLD", help="Grade one response and say why.")
 @click.option(
     "--time-limit",

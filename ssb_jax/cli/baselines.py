@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import main
+from ssb_jax.cli.group import LocalPath, main
 from ssb_jax.config import SsbError, load_config
 
 
 @main.command("torch-distill", context_settings={"ignore_unknown_options": True})
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for metrics and adapter.")
+@click.argument("folder", metavar="DIR", type=LocalPath(exists=True, file_okay=False))
+@click.option("--out", required=True, type=LocalPath(), help="Folder for metrics and adapter.")
 @click.option("--stored", is_flag=True, help="Learn from DIR's targets; otherwise torch runs the teacher first.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def torch_distill(folder: Path, out: Path, stored: bool, overrides: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import load_settings, main, use_compilation_cache
+from ssb_jax.cli.group import LocalPath, load_settings, main, use_compilation_cache
 
 
 @main.group()
@@ -14,7 +14,7 @@ def bench() -> None:
 
 
 @bench.command("rollout", context_settings={"ignore_unknown_options": True})
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=LocalPath())
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.option("--against", type=click.Choice(["transformers", "tunix"]), help="A peer for the same requests.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="The peer's batch.")
@@ -37,9 +37,9 @@ def _on_pairs(function):
     for option in (
         click.option("--reply", type=click.IntRange(1), default=256, show_default=True, help="Tokens of each reply."),
         click.option("--prompt", type=click.IntRange(1), default=160, show_default=True, help="Tokens of each prompt."),
-        click.option("--pairs", type=click.Path(path_type=Path), help="A run whose pairs are taken; else random ones."),
+        click.option("--pairs", type=LocalPath(), help="A run whose pairs are taken; else random ones."),
         click.argument("overrides", nargs=-1, type=click.UNPROCESSED),
-        click.argument("config", type=click.Path(path_type=Path)),
+        click.argument("config", type=LocalPath()),
     ):
         function = option(function)
     return function
@@ -71,7 +71,7 @@ def bench_targets(config: Path, overrides: tuple[str, ...], **pairs) -> None:
 
 
 @bench.command("parity", context_settings={"ignore_unknown_options": True})
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", metavar="DIR", type=LocalPath(exists=True, file_okay=False))
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.option("--steps", type=click.IntRange(1), default=48, show_default=True, help="At least; epochs are whole.")
 @click.option("--prompts", type=click.IntRange(1), default=20, show_default=True, help="Questions answered greedily.")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import main
+from ssb_jax.cli.group import LocalPath, main
 from ssb_jax.console import table
 
 _SHARE = click.FloatRange(0, 1)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = LocalPath(dir_okay=False)
 
 
 def _number(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
@@ -19,7 +19,7 @@ def _number(context: click.Context, option: click.Parameter, value: float | None
 
 
 @main.command()
-@click.argument("sources", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", metavar="DIR...", nargs=-1, required=True, type=LocalPath())
 @click.option("--reach", type=_SHARE, callback=_number, help="Accuracy to be reached; the weakest method's best.")
 @click.option("--against", metavar="METHOD", help="The method that differences are taken to; ssb, or the first.")
 @click.option("--csv", type=_FILE, help="File for the points as CSV.")

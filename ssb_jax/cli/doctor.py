@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import load_settings, main, place
+from ssb_jax.cli.group import LocalPath, load_settings, main, place
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=LocalPath())
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.option("--out", default="runs", show_default=True, callback=place, help="The run's folder, or its URL.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list on stdout.")

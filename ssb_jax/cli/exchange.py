@@ -4,17 +4,13 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import in_run_folder, opened
+from ssb_jax.cli.group import LocalPath, in_run_folder, opened
 from ssb_jax.console import note
 
 
 @in_run_folder
-@click.option(
-    "--write", "target", type=click.Path(path_type=Path), help="Folder for the scripts' files, made from DIR."
-)
-@click.option(
-    "--read", "source", type=click.Path(path_type=Path, exists=True), help="The scripts' files, taken into DIR."
-)
+@click.option("--write", "target", type=LocalPath(), help="Folder for the scripts' files, made from DIR.")
+@click.option("--read", "source", type=LocalPath(exists=True), help="The scripts' files, taken into DIR.")
 def exchange(
     config: Path, out: Path | str, overrides: tuple[str, ...], target: Path | None, source: Path | None
 ) -> None:

@@ -57,11 +57,25 @@ def main() -> None:
     """
 
 
+class LocalPath(click.Path):
+    """A path of this machine. A URL is refused: as a path it would name a folder called `gs:`."""
+
+    def __init__(self, **settings):
+        super().__init__(path_type=Path, **settings)
+
+    def convert(self, value, param, ctx):
+        if re.match(r"\w+:/", os.fspath(value)):
+            self.fail(
+                f"expected a path on this machine, got the URL {value}; only a run's --out may be one", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
 def in_run_folder(function):
     """Arguments of a command that works in a run folder."""
     function = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)(function)
     function = click.option("--out", required=True, callback=place, help="The run's folder, or its URL.")(function)
-    function = click.argument("config", type=click.Path(path_type=Path))(function)
+    function = click.argument("config", type=LocalPath())(function)
     settings = {"ignore_unknown_options": True}
     return main.command(context_settings=settings)(function)
 

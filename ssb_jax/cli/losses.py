@@ -6,15 +6,15 @@ from pathlib import Path
 import click
 
 from ssb_jax.artifacts import owning
-from ssb_jax.cli.group import main, use_compilation_cache
+from ssb_jax.cli.group import LocalPath, main, use_compilation_cache
 from ssb_jax.config import SsbError, load_config
 from ssb_jax.console import table
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", metavar="DIR", type=LocalPath(exists=True, file_okay=False))
 @click.option("--losses", required=True, help="Names, or file.py:function, by commas; options as jsd(beta=0.1).")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables and the picture [DIR/losses].")
+@click.option("--out", type=LocalPath(), help="Folder for the tables and the picture [DIR/losses].")
 @click.option("--student", type=click.Choice(["base", "adapter"]), default="base", show_default=True)
 @click.option("--pairs", type=click.IntRange(1), default=64, show_default=True, help="How many pairs to replay.")
 def losses(folder: Path, losses: str, out: Path | None, student: str, pairs: int) -> None:

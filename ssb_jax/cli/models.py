@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import main
+from ssb_jax.cli.group import LocalPath, main
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--peft", type=click.Path(path_type=Path), help="Folder for the adapter in PEFT's format.")
-@click.option("--merged", type=click.Path(path_type=Path), help="Folder for the base with the adapter merged in.")
+@click.argument("folder", metavar="DIR", type=LocalPath(exists=True, file_okay=False))
+@click.option("--peft", type=LocalPath(), help="Folder for the adapter in PEFT's format.")
+@click.option("--merged", type=LocalPath(), help="Folder for the base with the adapter merged in.")
 def export(folder: Path, peft: Path | None, merged: Path | None) -> None:
     """Write a finished run's adapter for peft, or merged for transformers and vLLM."""
     if peft is None and merged is None:
@@ -21,7 +21,7 @@ def export(folder: Path, peft: Path | None, merged: Path | None) -> None:
 
 
 @main.command("pretrain-tiny")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the checkpoint.")
+@click.option("--out", required=True, type=LocalPath(), help="Folder for the checkpoint.")
 @click.option("--steps", type=int, help="Optimizer steps; the shipped model's by default.")
 @click.option("--seed", default=0, show_default=True)
 def pretrain_tiny(out: Path, steps: int | None, seed: int) -> None:

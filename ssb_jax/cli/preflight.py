@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import load_settings, main
+from ssb_jax.cli.group import LocalPath, load_settings, main
 from ssb_jax.console import note
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=LocalPath())
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.option("--topology", default="local", show_default=True, help="A TPU slice such as v5e:4x4, or this machine.")
 @click.option(
@@ -19,7 +19,7 @@ from ssb_jax.console import note
     show_default=True,
     help="rollout, teach, targets, distill, grpo, eval (commas), or all of the method's.",
 )
-@click.option("--model-config", type=click.Path(path_type=Path), help="A config.json to take the model's shape from.")
+@click.option("--model-config", type=LocalPath(), help="A config.json to take the model's shape from.")
 @click.option("--question-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of a prompt.")
 @click.option("--answer-tokens", type=click.IntRange(1), default=320, show_default=True, help="Of an average answer.")
 @click.option("--longest-answer", type=click.IntRange(1), help="That comes up; by default what max_new_tokens allows.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import in_run_folder, opened
+from ssb_jax.cli.group import LocalPath, in_run_folder, opened
 from ssb_jax.config import SsbError
 from ssb_jax.console import note, table
 
@@ -76,8 +76,8 @@ def distill(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
 
 
 @in_run_folder
-@click.option("--adapter", type=click.Path(path_type=Path), help="A PEFT adapter trained elsewhere, evaluated too.")
-@click.option("--answers", type=click.Path(path_type=Path), help="JSONL of answers from elsewhere; samples nothing.")
+@click.option("--adapter", type=LocalPath(), help="A PEFT adapter trained elsewhere, evaluated too.")
+@click.option("--answers", type=LocalPath(), help="JSONL of answers from elsewhere; samples nothing.")
 def eval(
     config: Path, out: Path | str, overrides: tuple[str, ...], adapter: Path | None = None, answers: Path | None = None
 ) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssb_jax.artifacts import owning
+from ssb_jax.config import SsbError
 from ssb_jax.remote.lock import Guard, Lock
 from ssb_jax.remote.mirror import LAST, SEVERAL, Mirror, locked, pushing, working_folder
 from ssb_jax.remote.store import open_store
@@ -80,6 +81,14 @@ def following(url: str, process: int, token: str) -> Iterator[tuple[Mirror, Guar
 
 @contextlib.contextmanager
 def working(mirror: Mirror, lock: Guard) -> Iterator[Part]:
-    """What is written within gets to the store, at the latest at the end."""
+    """What is written within gets to the store, at the latest at the end.
+
+    Raises:
+      SsbError: raised within, naming the place in the store, from which the next start makes the folder anew.
+    """
     with pushing(mirror, lock, kept=_KEPT):
-        yield Part(mirror, lock)
+        try:
+            yield Part(mirror, lock)
+        except SsbError as error:
+            error.args = (str(error).replace(str(mirror.folder), mirror.store.url),)
+            raise
