@@ -85,6 +85,12 @@ def format_failures(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def format_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What `format_failures` reads of a model, from the outcomes of its answers alone."""
+    unboxed = {name: outcomes.count(outcome) for outcome, name in _UNBOXED.items()}
+    return {"boxed": 1 - sum(unboxed.values()) / len(outcomes), **unboxed}
+
+
 def _scores(answers: Answers, num_samples: int, ks: Sequence[int]) -> dict[str, list[float]]:
     """Metric -> one value a question. Verdicts come grouped by question, `num_samples` each."""
     groups = [answers.verdicts[i : i + num_samples] for i in range(0, len(answers.verdicts), num_samples)]

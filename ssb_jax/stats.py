@@ -1,16 +1,18 @@
 """Accuracy and how sure we are of it: pass@k, maj@k, bootstrap intervals over questions."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
+from zlib import crc32
 
 import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
 _MOST_SUBSETS = 1000
+_BATCH = 2000  # replicates at a time
 
 
 @dataclass(frozen=True)
@@ -107,23 +109,42 @@ def sign_test(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def bootstrap_seeds_and_questions(
-    scores: Sequence[Float[np.ndarray, "S Q"]], *, resamples: int, seed: int = 0
-) -> Float[np.ndarray, "N M"]:
+    scores: Mapping[Hashable, Float[np.ndarray, "S Q"]], *, resamples: int, seed: int = 0
+) -> dict[Hashable, Float[np.ndarray, " M"]]:
     """Means of several methods' scores (seeds S x questions Q) in bootstrap replicates of seeds and questions.
 
     Seeds and questions are drawn independently of each other (the pigeonhole bootstrap of crossed factors, Owen 2007,
-    arXiv 0712.1111: its intervals are, if anything, too wide). All methods share the questions of a replicate, so the
-    difference of two columns is paired; their seeds are drawn apart.
+    arXiv 0712.1111). S - 1 of S seeds are drawn, with replacement: S of S would make the variance between seeds a share
+    1 / S too small (Rao and Wu 1988). Of two or three seeds that differ much, intervals are too narrow even so. All
+    methods share the questions of a replicate, so the difference of two is paired; their seeds are drawn apart.
+
+    Args:
+      scores: method -> its scores. What a method gets does not depend on which others are there.
 
     Returns:
-      A row a method, a column a replicate.
+      method -> its mean in each replicate.
     """
+    questions = next(iter(scores.values())).shape[1]
     random = np.random.default_rng(seed)
-    questions = scores[0].shape[1]
-    of_questions = random.multinomial(questions, np.full(questions, 1 / questions), size=resamples) / questions
-    means = []
-    for values in scores:
-        seeds = values.shape[0]
-        of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-        means.append(np.einsum("ms,sq,mq->m", of_seeds, values, of_questions, optimize=True))
-    return np.stack(means)
+    own = {key: np.random.default_rng([seed, crc32(repr(key).encode())]) for key in scores}
+    parts: dict[Hashable, list[np.ndarray]] = {key: [] for key in scores}
+    for start in range(0, resamples, _BATCH):
+        size = min(_BATCH, resamples - start)
+        of_questions = _shares(random, size, drawn=questions, of=questions)
+        for key, values in scores.items():
+            of_seeds = _shares(own[key], size, drawn=max(1, len(values) - 1), of=len(values))
+            parts[key].append(((of_questions @ values.T) * of_seeds).sum(axis=1))
+    return {key: np.concatenate(found) for key, found in parts.items()}
+
+
+def _shares(random: np.random.Generator, resamples: int, *, drawn: int, of: int) -> Float[np.ndarray, "M N"]:
+    """How often each of N = `of` things comes in `drawn` draws with replacement, as shares that sum to 1."""
+    places = random.integers(of, size=(resamples, drawn)) + of * np.arange(resamples)[:, None]
+    return np.bincount(places.ravel(), minlength=resamples * of).reshape(resamples, of) / drawn
+
+
+def percentile_interval(value: float, draws: Float[np.ndarray, " M"], *, confidence: float) -> Interval:
+    """The percentile bootstrap's interval of `value` from its replicates, which may be infinite."""
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(draws, (tail, 100 - tail), method="nearest")
+    return Interval(value, float(low), float(high))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from ssb_jax.cli import main
 from ssb_jax.compare import compare, read_results
 from ssb_jax.compare.output import amount
-from ssb_jax.compare.points import crossing
+from ssb_jax.compare.reach import crossing
 from ssb_jax.config import SsbError
 from ssb_jax.stats import bootstrap_seeds_and_questions
 
@@ -72,17 +73,73 @@ def test_who_reaches_an_accuracy_first_and_by_what_factor(grid):
     assert ("fast", "device_seconds") not in reaches  # nobody said
     unreached = compare(read_results(grid), accuracy=0.99)
     assert unreached.reaches == ()
-    assert unreached.warnings == ("test: no method reaches 99 %, so nothing is said of who does first",)
+    assert unreached.warnings == ("test: nothing is said of who reaches 99 % first: no method does",)
 
 
 def test_a_factor_counts_the_replicates_in_which_the_cheapest_never_arrives(tmp_path):
-    """One seed of the first method is right on everything, the other on nothing: in a quarter of the replicates it
-    never arrives, and may be infinitely dearer."""
-    files = [results_file(tmp_path / f"a{seed}.json", "a", share, seed=seed) for seed, share in enumerate((1, 0))]
-    files += [results_file(tmp_path / f"b{seed}.json", "b", 0.6, seed=seed, questions=64) for seed in (0, 1)]
+    """One seed of the first method is right on everything, the other on nothing: it may never arrive, and so be
+    infinitely dearer."""
+    files = [results_file(tmp_path / f"{m}{seed}.json", m, 0, seed=seed, questions=16) for m in "ab" for seed in (0, 1)]
+    files += [results_file(tmp_path / f"a+{seed}.json", "a", share, seed=seed) for seed, share in enumerate((1, 0))]
+    files += [results_file(tmp_path / f"b+{seed}.json", "b", 0.6, seed=seed, questions=64) for seed in (0, 1)]
     reaches = {(r.method, r.axis): r for r in compare(read_results(files), accuracy=0.5).reaches}
+    assert reaches["a", "questions"].cost == pytest.approx(32)
     factor = reaches["b", "questions"].factor
-    assert (factor.value, factor.low) == (pytest.approx(2), 0)
+    assert (factor.value, factor.low) == (pytest.approx(16 * 4 ** (5 / 6) / 32), 0)
+
+
+def test_of_two_costs_that_are_at_most_so_much_nobody_knows_which_is_first(tmp_path):
+    """A method whose cheapest point is there already may pay less than that."""
+
+    def reach(**points):
+        files = [
+            results_file(tmp_path / f"{method}-{questions}.json", method, share, questions=questions)
+            for method, curve in points.items()
+            for questions, share in curve.items()
+        ]
+        found = {r.method: r for r in compare(read_results(files), accuracy=0.5).reaches if r.axis == "questions"}
+        return found["a"], found["b"]
+
+    a, b = reach(a={32: 0.6}, b={64: 0.7})
+    assert (a.at_most, a.is_first, b.at_most, b.is_first, b.factor) == (True, False, True, False, None)
+    a, b = reach(a={16: 0.5}, b={16: 0.4, 64: 0.6})
+    assert (a.at_most, a.is_first, b.factor_is, b.factor.low) == (True, True, "at least", None)
+    assert b.factor.value == pytest.approx(2)
+    a, b = reach(a={16: 0.4, 64: 0.6}, b={128: 0.6})
+    assert (a.is_first, b.factor_is, b.factor.value) == (False, "at most", pytest.approx(4))
+    out = run(tmp_path / "a-16.json", tmp_path / "a-64.json", tmp_path / "b-128.json", "--reach", 0.5).stdout
+    assert "≤ 128 (x ≤ 4)" in out
+    assert "(first)" not in out
+
+
+def test_who_reaches_an_accuracy_at_an_unknown_cost_is_not_left_out(tmp_path):
+    known = results_file(tmp_path / "a.json", "a", 0.6)
+    values = json.loads(results_file(tmp_path / "b.json", "b", 0.7).read_text())
+    values.pop("cost")
+    (tmp_path / "b.json").write_text(json.dumps(values))
+    a, b = (r for r in compare(read_results([known, tmp_path / "b.json"])).reaches if r.axis == "flops")
+    assert (a.is_first, b.reached, b.cost) == (False, True, None)
+    out = run(known, tmp_path / "b.json", "--reach", 0.65).stdout
+    assert out.count("never") == 3
+    assert "reaching 65.0 %" in out
+    [warning] = compare(read_results([tmp_path / "b.json"]), accuracy=0.6).warnings
+    assert warning.endswith("who reaches 60 % first: no source says what a method cost")
+    assert "reaching 50.0 %" in run(known, "--reach", 0.5).stdout, "of one method alone"
+
+
+def test_runs_of_one_limit_are_seeds_whatever_they_used(tmp_path):
+    """A run stops when it has its pairs, after more or fewer questions."""
+    files = [results_file(tmp_path / f"{i}.json", "a", 0.5, seed=i, questions=500 + i) for i in range(2)]
+    comparison = compare(read_results(files))
+    assert len(comparison.points) == 2
+    assert "no seed in common at 500, 501 questions, and are taken for a curve" in comparison.warnings[0]
+    for path in files:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"limit": None}))
+    comparison = compare(read_results(files))
+    assert [(p.seeds, p.cost["questions"]) for p in comparison.points] == [((0, 1), 500.5)]
+    assert comparison.warnings == ()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"limit": 64}))
+    assert len(compare(read_results(files)).points) == 2
 
 
 def test_runs_of_one_method_with_other_settings_are_no_seeds_of_each_other(tmp_path):
@@ -175,13 +232,46 @@ def test_the_rounds_of_a_run_stand_beside_each_other_with_what_all_cost(tmp_path
 
 
 def test_a_model_that_never_boxes_is_told_as_a_failure_of_format(tmp_path):
-    rows = [{"id": "q", "answers": {"base": [{"outcome": "unanswered"}], "ssb": [{"outcome": "correct"}]}}]
+    answers = {"base": [{"outcome": "unanswered"}], "ssb": [{"outcome": "correct"}]}
+    rows = [{"id": q, "answers": answers} for q in "ab"]
     told = {"base": {"boxed": 0.0, "never_boxed": 1, "truncated": 0}, "ssb": {"boxed": 1.0, "never_boxed": 0}}
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"method": "ssb", "sets": {"test": {"rows": rows, "format": told}}}))
     warnings = compare(read_results([path])).warnings
     assert len(warnings) == 1
     assert warnings[0].startswith("test: base put 0.0 % of its answers in")
+
+
+def test_a_model_that_never_boxes_is_told_from_its_answers_too(tmp_path):
+    rows = [{"id": q, "answers": {"trained": [{"outcome": "truncated"}, {"outcome": "unanswered"}]}} for q in "ab"]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"method": "grpo", "sets": {"test": {"rows": rows}}}))
+    [warning] = compare(read_results([path])).warnings
+    assert warning.startswith("test: grpo put 0.0 % of its answers in \\boxed{} (2 have no box, 2 were cut off")
+
+
+def test_what_a_reader_must_know_is_said(tmp_path):
+    """Questions that were trained on, methods that start from different models, other questions under one id."""
+    shared = {"shared_with_training": ["q0", "q1"]}
+    one = results_file(tmp_path / "a.json", "a", 0.5, settings={"model": "tiny 1"}, **shared)
+    other = results_file(tmp_path / "b.json", "b", 0.5, settings={"model": "small 2"})
+    for path, text in ((one, "Is it?"), (other, "Was it?")):
+        values = json.loads(path.read_text())
+        values["sets"]["test"]["rows"][3]["question"] = text
+        path.write_text(json.dumps(values))
+    assert compare(read_results([one, other])).warnings == (
+        "test: 1 questions of one id have different texts, such as q3",
+        "test: different models before training: a from tiny 1; b from small 2",
+        f"test: 2 of its 40 questions are training questions of a too, not unseen ones ({one})",
+    )
+
+
+def test_a_cost_that_is_of_no_model_is_said(tmp_path):
+    rows = [{"id": "q", "answers": {"x": [{"outcome": "correct"}], "y": [{"outcome": "correct"}]}}]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"cost": {"questions": 8}, "sets": {"test": {"rows": rows}}}))
+    warnings = compare(read_results([path])).warnings
+    assert f"test: its cost is of none of x, y: say in `own` which model it trained ({path})" in warnings
 
 
 def test_crossing_is_the_first_one():
@@ -194,14 +284,20 @@ def test_crossing_is_the_first_one():
 def test_the_bootstrap_of_seeds_and_questions_is_that_of_a_crossed_design():
     random = np.random.default_rng(0)
     one_seed = (random.random((1, 200)) < 0.4).astype(float)
-    spread = bootstrap_seeds_and_questions([one_seed], resamples=4000)[0].std()
+    spread = bootstrap_seeds_and_questions({"a": one_seed}, resamples=4000)["a"].std()
     assert spread == pytest.approx(one_seed.std() / 200**0.5, rel=0.05)
-    seeds = np.repeat(random.random((6, 1)), 200, axis=1)  # questions do not matter at all
-    assert bootstrap_seeds_and_questions([seeds], resamples=4000)[0].std() == pytest.approx(
-        seeds[:, 0].std() / 6**0.5, rel=0.05
-    )
-    same = bootstrap_seeds_and_questions([one_seed, one_seed - 0.1], resamples=50)
-    assert same[0] - same[1] == pytest.approx(np.full(50, 0.1))  # questions are shared: paired
+    for count in (2, 3, 6):  # questions do not matter at all: the standard error of a mean over seeds
+        seeds = np.repeat(random.random((count, 1)), 200, axis=1)
+        spread = bootstrap_seeds_and_questions({"a": seeds}, resamples=8000)["a"].std()
+        assert spread == pytest.approx(seeds[:, 0].std(ddof=1) / count**0.5, rel=0.05)
+    same = bootstrap_seeds_and_questions({"a": one_seed, "b": one_seed - 0.1}, resamples=50)
+    assert same["a"] - same["b"] == pytest.approx(np.full(50, 0.1))  # questions are shared: paired
+
+
+def test_an_interval_does_not_depend_on_what_else_is_compared(grid):
+    every, some = (compare(read_results(files)) for files in (grid[::-1], [f for f in grid if "slow" not in f.name]))
+    found = {(p.method, p.cost["questions"]): p.accuracy for p in every.points}
+    assert all(found[p.method, p.cost["questions"]] == p.accuracy for p in some.points)
 
 
 def test_table_csv_json_and_figure(grid, tmp_path):
@@ -259,7 +355,9 @@ def test_a_study_stands_for_its_finished_cells(tmp_path):
     (tmp_path / "study/cells/begun").mkdir()
     (tmp_path / "study/cells/begun/config.yaml").write_text("")
     other = results_file(tmp_path / "other.json", "b", 0.5)
-    assert [(r.method, r.seed) for r in read_results([tmp_path / "study", other])] == [("a", 0), ("a", 1), ("b", 0)]
+    results = read_results([tmp_path / "study", other])
+    assert [(r.method, r.seed) for r in results] == [("a", 0), ("a", 1), ("b", 0)]
+    assert "1 of 3 begun cells are not evaluated yet, such as begun" in compare(results).warnings[0]
 
 
 def test_other_grading_and_missing_questions_are_said(tmp_path):
@@ -288,6 +386,10 @@ def answered(key, model):
         ),
         ({"sets": {"test": {"rows": [{"id": "q"}]}}}, "there is no a row's correct"),
         ({"rows": []}, "sets: field required"),
+        (
+            {"method": "base", "sets": {"test": {"rows": [{"id": "q", "answers": {"m": [{"outcome": "correct"}]}}]}}},
+            "method is `base`, the model before training",
+        ),
         ({"sets": {}}, "sets: dictionary should have at least 1 item"),
         (ROW | {"cost": {"euros": 1}}, "cost.euros: extra inputs"),
         (ROW | {"cost": {"flops": -1}}, "cost.flops: input should be greater than or equal to 0"),
@@ -325,6 +427,8 @@ HEADER = "method,seed,set,question,correct,questions"
         (f"{HEADER}\nm,0,test,q,1,8\nm,0,test,q2,two,8", "line 3: correct: input should be a valid number"),
         (f"{HEADER}\nm,0,test,q,1,8,9", "line 2 has more cells than the first line"),
         (f"{HEADER}\nm,0,test,q,1,-8", "line 2: questions: input should be greater than or equal to 0"),
+        (f"{HEADER}\nm,0,test,q,1,8\nm,0,test,q2,1,", "lines 2 and 3 are of m, seed 0, on test, and differ in what it"),
+        (f"{HEADER},flops\nm,0,test,q,1,8,1\nm,0,test,q2,1,8,2", "lines 2 and 3 are of m, seed 0"),
     ],
     ids=str,
 )
@@ -344,6 +448,33 @@ def test_a_csv_of_a_spreadsheet_is_read(tmp_path):
     assert (result.cost["questions"], len(result.scores)) == (64, 2)
 
 
+def test_columns_that_are_not_read_are_said(tmp_path):
+    path = tmp_path / "r.CSV"
+    path.write_text("method,seed,set,question,correct,Questions\nm,0,test,a,1,64\nm,0,test,b,0,64\n")
+    assert (
+        "test: the columns Questions are not read; known are method, seed" in compare(read_results([path])).warnings[0]
+    )
+
+
+def test_outputs_that_cannot_be_or_would_replace_an_input_are_refused(tmp_path):
+    path = results_file(tmp_path / "a.json", "a", 0.5)
+    before = path.read_text()
+    same = tmp_path / "same"
+    os.mkfifo(tmp_path / "pipe")
+    for options, told in [
+        (("--json", path), "is an input, or named twice"),
+        (("--csv", same, "--json", same), "is an input, or named twice"),
+        (("--csv", path / "x.csv"), f"{path} is a file"),
+        (("--json", tmp_path / "pipe"), "is there and is none"),
+        (("--csv", same, "--figure", tmp_path / "f.jpg"), "expected a name that ends with .svg"),
+        (("--against", "z"), "no results of z; there are a"),
+    ]:
+        result = run(path, *options)
+        assert (result.exit_code, told in result.stderr) == (2, True), result.stderr
+    assert path.read_text() == before
+    assert not same.exists()
+
+
 def test_names_with_dollar_signs_are_drawn_and_a_folder_is_no_file(tmp_path):
     path = results_file(tmp_path / "a.json", "a $\\frac$ b_", 0.5)
     assert run(path, "--figure", tmp_path / "f.svg").exit_code == 0
@@ -356,8 +487,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     one = results_file(tmp_path / "a.json", "a", 0.5)
     with pytest.raises(SsbError, match="both have a, seed 0, on test"):
         read_results([one, results_file(tmp_path / "b.json", "a", 0.7)])
-    with pytest.raises(SsbError, match="no question in common"):
-        compare(read_results([one, results_file(tmp_path / "c.json", "c", 0.5, start=1000)]))
+    lonely = results_file(tmp_path / "c.json", "c", 0.5, start=1000)
+    with pytest.raises(SsbError, match=r"c\.json and .*a\.json, .*d\.json have no question in common"):
+        compare(read_results([one, lonely, results_file(tmp_path / "d.json", "d", 0.5)]))
     with pytest.raises(SsbError, match="no results of z; there are a"):
         compare(read_results([one]), against="z")
     with pytest.raises(SsbError, match=r"no evaluation/results\.json; give a run folder, a study or a file"):

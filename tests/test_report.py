@@ -146,7 +146,7 @@ def test_several_runs_are_compared(tmp_path):
     result = report(tmp_path / "a", tmp_path / "b", out=tmp_path / "report.html")
     assert result.exit_code == 0, result.output
     text = (tmp_path / "report.html").read_text()
-    assert "intervals over seeds and questions" in text
+    assert "intervals over questions, and over seeds" in text
     assert "<h1>a, b</h1>" in text
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import LocalPath, main
+from ssb_jax.cli.group import LocalPath, OutputFile, main
 
 
 @main.command()
 @click.argument("source", metavar="IN.jsonl", required=False, type=LocalPath())
-@click.option("--out", type=LocalPath(), help="Where the graded rows go.")
+@click.option("--out", type=OutputFile(), help="Where the graded rows go.")
 @click.option("--explain", nargs=2, metavar="RESPONSE GOLD", help="Grade one response and say why.")
 @click.option(
     "--time-limit",

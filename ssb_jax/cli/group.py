@@ -71,6 +71,22 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class OutputFile(LocalPath):
+    """A file to be written or replaced; its folder is made."""
+
+    def __init__(self):
+        super().__init__(dir_okay=False)
+
+    def convert(self, value, param, ctx):
+        path = super().convert(value, param, ctx)
+        if path.exists() and not path.is_file():
+            self.fail(f"expected a file, got {path}, which is there and is none", param, ctx)
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        if not there.is_dir():
+            self.fail(f"expected a file in a folder, got {path}: {there} is a file", param, ctx)
+        return path
+
+
 def in_run_folder(function):
     """Arguments of a command that works in a run folder."""
     function = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)(function)

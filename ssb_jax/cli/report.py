@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from ssb_jax.cli.group import LocalPath, main
+from ssb_jax.cli.group import LocalPath, OutputFile, main
 
 
 @main.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=LocalPath())
-@click.option("--out", required=True, type=LocalPath(dir_okay=False), help="The HTML file.")
+@click.option("--out", required=True, type=OutputFile(), help="The HTML file.")
 @click.option(
     "--questions", type=click.IntRange(min=0), default=120, show_default=True, help="Of each set, in the reader."
 )

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ssb_jax.artifacts import write_atomically
+from ssb_jax.compare.files import AXES
 from ssb_jax.compare.points import Comparison, Point, Reach
-from ssb_jax.compare.results import AXES
 from ssb_jax.figures import as_svg, colour_of, figure, log_axis, save_figure
 from ssb_jax.stats import Interval
 
@@ -40,7 +40,8 @@ def point_tables(comparison: Comparison) -> list[tuple[str, tuple[str, ...], lis
             costs = ["" if point.is_base else amount(point.cost[axis], whole=axis == "questions") for axis in AXES]
             row = [point.method, str(len(point.seeds)), percent(point.accuracy), *costs]
             rows.append((*row, *([difference(point)] if compared else [])))
-        title = f"{name}: accuracy with {100 * comparison.confidence:.0f} % intervals over seeds and questions"
+        share = f"{100 * comparison.confidence:.0f} %"
+        title = f"{name}: accuracy with {share} intervals over questions, and over seeds where there are several"
         tables.append((title, tuple(header), rows))
     return tables
 
@@ -52,7 +53,7 @@ def reach_tables(comparison: Comparison) -> list[tuple[str, tuple[str, ...], lis
         methods = list(dict.fromkeys(reach.method for reach in reaches))
         found = {(reach.method, reach.axis): reach for reach in reaches}
         rows = [(method, *(_reach_cell(found.get((method, axis))) for axis in AXES)) for method in methods]
-        title = f"{name}: what reaching {100 * reaches[0].accuracy:.1f} % costs, and times the cheapest"
+        title = f"{name}: what reaching {100 * reaches[0].accuracy:.1f} % costs, and how many times the cheapest"
         tables.append((title, ("method", *_SHORT_NAMES.values()), rows))
     return tables
 
@@ -81,13 +82,15 @@ def amount(value: float | None, *, whole: bool = False) -> str:
 
 
 def _reach_cell(reach: Reach | None) -> str:
-    if reach is None:
+    if reach is None or (reach.reached and reach.cost is None):
         return "?"
     if reach.cost is None:
         return "never"
     text = ("≤ " if reach.at_most else "") + amount(reach.cost, whole=reach.axis == "questions")
     if reach.factor is None:
-        return f"{text} (first)" if reach.at_most else f"{text} (1)"
+        return f"{text} (first)" if reach.is_first else text
+    if reach.factor_is != "about":
+        return f"{text} (x {'≤' if reach.factor_is == 'at most' else '≥'} {reach.factor.value:.2g})"
     return f"{text} (x {reach.factor.value:.2g} [{_bound(reach.factor.low)}, {_bound(reach.factor.high)}])"
 
 

@@ -87,6 +87,7 @@ def evaluate(run: Run, *, adapter: Path | None = None, answers: Path | None = No
             seed=config.seed,
             settings=_settings(run, trained=own is not None, with_base=BASE in models),
             cost=None if cost is None else vars(cost),
+            **({} if own is None else {"limit": config.questions.limit}),
             made_from={name: manifest.digest for name, manifest in sources.items()},
         )
     return results

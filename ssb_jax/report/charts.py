@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 
-from ssb_jax.compare.results import BASE
+from ssb_jax.compare.files import BASE
 from ssb_jax.figures import COLOURS, as_svg, colour_of, draw_lines, figure
 from ssb_jax.pipeline.identity import method_label
 from ssb_jax.report.gather import RunView
