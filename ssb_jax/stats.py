@@ -109,24 +109,30 @@ def sign_test(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def bootstrap_seeds_and_questions(
-    scores: Mapping[Hashable, Float[np.ndarray, "S Q"]], *, resamples: int, seed: int = 0
+    scores: Mapping[Hashable, Float[np.ndarray, "S Q"]],
+    seeds: Mapping[Hashable, Sequence[int]],
+    *,
+    resamples: int,
+    seed: int = 0,
 ) -> dict[Hashable, Float[np.ndarray, " M"]]:
     """Means of several methods' scores (seeds S x questions Q) in bootstrap replicates of seeds and questions.
 
     Seeds and questions are drawn independently of each other (the pigeonhole bootstrap of crossed factors, Owen 2007,
     arXiv 0712.1111). S - 1 of S seeds are drawn, with replacement: S of S would make the variance between seeds a share
     1 / S too small (Rao and Wu 1988). Of two or three seeds that differ much, intervals are too narrow even so. All
-    methods share the questions of a replicate, so the difference of two is paired; their seeds are drawn apart.
+    methods share the questions of a replicate, and those of the same seeds share these, so the difference of two is
+    paired; other seeds are drawn apart.
 
     Args:
       scores: method -> its scores. What a method gets does not depend on which others are there.
+      seeds: method -> the seed of each row.
 
     Returns:
       method -> its mean in each replicate.
     """
     questions = next(iter(scores.values())).shape[1]
     random = np.random.default_rng(seed)
-    own = {key: np.random.default_rng([seed, crc32(repr(key).encode())]) for key in scores}
+    own = {key: np.random.default_rng([seed, crc32(repr(tuple(found)).encode())]) for key, found in seeds.items()}
     parts: dict[Hashable, list[np.ndarray]] = {key: [] for key in scores}
     for start in range(0, resamples, _BATCH):
         size = min(_BATCH, resamples - start)

@@ -284,14 +284,18 @@ def test_crossing_is_the_first_one():
 def test_the_bootstrap_of_seeds_and_questions_is_that_of_a_crossed_design():
     random = np.random.default_rng(0)
     one_seed = (random.random((1, 200)) < 0.4).astype(float)
-    spread = bootstrap_seeds_and_questions({"a": one_seed}, resamples=4000)["a"].std()
+    spread = bootstrap_seeds_and_questions({"a": one_seed}, {"a": (0,)}, resamples=4000)["a"].std()
     assert spread == pytest.approx(one_seed.std() / 200**0.5, rel=0.05)
     for count in (2, 3, 6):  # questions do not matter at all: the standard error of a mean over seeds
         seeds = np.repeat(random.random((count, 1)), 200, axis=1)
-        spread = bootstrap_seeds_and_questions({"a": seeds}, resamples=8000)["a"].std()
+        spread = bootstrap_seeds_and_questions({"a": seeds}, {"a": range(count)}, resamples=8000)["a"].std()
         assert spread == pytest.approx(seeds[:, 0].std(ddof=1) / count**0.5, rel=0.05)
-    same = bootstrap_seeds_and_questions({"a": one_seed, "b": one_seed - 0.1}, resamples=50)
-    assert same["a"] - same["b"] == pytest.approx(np.full(50, 0.1))  # questions are shared: paired
+    three = (random.random((3, 200)) < random.random((3, 1))).astype(float)
+    means = bootstrap_seeds_and_questions(
+        {"a": three, "b": three - 0.1, "c": three}, {"a": (0, 1, 2), "b": (0, 1, 2), "c": (3, 4, 5)}, resamples=50
+    )
+    assert means["a"] - means["b"] == pytest.approx(np.full(50, 0.1)), "paired by question and seed"
+    assert (means["a"] - means["c"]).std() > 0.05
 
 
 def test_an_interval_does_not_depend_on_what_else_is_compared(grid):
@@ -357,7 +361,10 @@ def test_a_study_stands_for_its_finished_cells(tmp_path):
     other = results_file(tmp_path / "other.json", "b", 0.5)
     results = read_results([tmp_path / "study", other])
     assert [(r.method, r.seed) for r in results] == [("a", 0), ("a", 1), ("b", 0)]
-    assert "1 of 3 begun cells are not evaluated yet, such as begun" in compare(results).warnings[0]
+    assert (
+        f"1 of 3 begun cells of {tmp_path / 'study'} are not evaluated yet, such as begun"
+        in compare(results).warnings[0]
+    )
 
 
 def test_other_grading_and_missing_questions_are_said(tmp_path):

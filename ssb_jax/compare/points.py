@@ -18,7 +18,8 @@ class Point:
 
     Attributes:
       cost: axis -> mean over seeds, None where a source does not say.
-      difference: to the reference method at the same number of questions, on the same questions of the set.
+      difference: to the reference method at the same number of questions, on the same questions of the set, and paired
+        by seed where both have the same seeds.
     """
 
     set: str
@@ -76,7 +77,8 @@ def compare(
         warnings += caveats(members, questions)
         groups = _groups(members, questions)
         scores = {key: np.array([[r.scores[q] for q in questions] for r in group]) for key, group in groups.items()}
-        draws = bootstrap_seeds_and_questions(scores, resamples=resamples)
+        seeds = {key: tuple(r.seed for r in group) for key, group in groups.items()}
+        draws = bootstrap_seeds_and_questions(scores, seeds, resamples=resamples)
         measured = {
             key: Measured(key[0], _mean_cost(group), float(scores[key].mean()), draws[key])
             for key, group in groups.items()

@@ -115,7 +115,9 @@ def _study(source: Path, cells: Sequence[Path]) -> Iterator[Result]:
     """A study that goes on is compared as far as it is, and that is said."""
     evaluated = [cell for cell in cells if _evaluated(cell)]
     missing = [cell.name for cell in cells if cell not in evaluated]
-    told = [f"{len(missing)} of {len(cells)} begun cells are not evaluated yet, such as {name}" for name in missing[:1]]
+    told = []
+    if missing:
+        told.append(f"{len(missing)} of {len(cells)} begun cells of {source} are not evaluated yet, such as {missing[0]}")
     for result in (result for cell in evaluated for result in _read(cell)):
         yield replace(result, remarks=(*result.remarks, *told))
 
