@@ -117,7 +117,8 @@ def _study(source: Path, cells: Sequence[Path]) -> Iterator[Result]:
     missing = [cell.name for cell in cells if cell not in evaluated]
     told = []
     if missing:
-        told.append(f"{len(missing)} of {len(cells)} begun cells of {source} are not evaluated yet, such as {missing[0]}")
+        share = f"{len(missing)} of {len(cells)} begun cells of {source}"
+        told.append(f"{share} are not evaluated yet, such as {missing[0]}")
     for result in (result for cell in evaluated for result in _read(cell)):
         yield replace(result, remarks=(*result.remarks, *told))
 
