@@ -221,8 +221,21 @@ def test_a_suggestion_fits_by_estimate_and_comes_fastest_first():
     again = load_config(CONFIGS / "tiny.yaml", found[0].overrides)
     assert make_job(again, shape, topology, Assumed()).mesh == found[0].job.mesh
     small = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, memory=GIB))
-    with pytest.raises(SsbError, match="nothing fits eight"):
+    with pytest.raises(SsbError, match=r"nothing fits eight .*: engine\.slots: .* do not fit"):
         suggest(make_job(config, shape, small, Assumed()), ("rollout", "targets"))
+
+
+def test_what_is_too_close_for_an_estimate_is_left_to_the_compiler():
+    config = load_config(CONFIGS / "tiny.yaml", ["--targets.batch_size", "1"])
+    topology = Topology("eight", Chip("v5e", 15 * GIB, 197e12, 819e9, 100e9), tuple(jax.devices()))
+    shape = published_shapes()["qwen2.5-3b"]
+    least = min(s.peak for s in suggest(make_job(config, shape, topology, Assumed()), ("targets",)))
+    close = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, memory=int(least / 0.95)))
+    job = make_job(config, shape, close, Assumed(), stage="targets")
+    with pytest.raises(SsbError, match="the least, by estimate .* GiB a chip, is needed on mesh data"):
+        suggest(job, ("targets",))
+    [found] = suggest(job, ("targets",), compiling=True)
+    assert found.peak == pytest.approx(least)
 
 
 def test_each_stage_is_planned_on_the_mesh_that_it_runs_on():

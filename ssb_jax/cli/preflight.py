@@ -52,6 +52,7 @@ def preflight(
     """
     settings = load_settings(config, overrides)
     from ssb_jax.preflight.chips import load_topology
+    from ssb_jax.preflight.estimate import SAFE
     from ssb_jax.preflight.job import Assumed, make_job
     from ssb_jax.preflight.models import model_shape
     from ssb_jax.preflight.report import preflight as check
@@ -69,9 +70,13 @@ def preflight(
     if suggest:
         from ssb_jax.preflight.suggest import suggest as find
 
-        found = find(job, stages)
+        found = find(job, stages, compiling=not estimate)
         job, report = found[0].job, {"suggested": found[0].overrides}
-        note(f"of {len(found)} meshes that fit by estimate, the fastest: {' '.join(found[0].overrides)}")
+        share = found[0].peak / job.topology.chip.memory
+        how = "that fit by estimate, the fastest"
+        if share > SAFE:
+            how = f"that may fit, {100 * share:.0f} % full by estimate"
+        note(f"of {len(found)} meshes {how}: {' '.join(found[0].overrides)}")
     report |= check(job, stages=stages, source=source, compiling=not estimate)
     if as_json:
         click.echo(json.dumps(report, indent=1))

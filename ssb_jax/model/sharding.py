@@ -44,22 +44,26 @@ LOGICAL_RULES: dict[str, str | tuple[str, ...] | None] = {
 REPLICATED_IF_UNDIVIDED = ("kv_heads",)
 
 
+class MeshError(SsbError):
+    """A mesh that the devices do not make up, or that does not divide the model."""
+
+
 def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes (data, fsdp, tensor) over all devices; one of the sizes may be -1: the rest.
 
-    Raises SsbError when the sizes do not multiply to the number of devices.
+    Raises MeshError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     wanted = ", ".join(f"{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise SsbError(f"mesh: sizes must be positive, at most one of them -1 (the rest); got {wanted}")
+        raise MeshError(f"mesh: sizes must be positive, at most one of them -1 (the rest); got {wanted}")
     known = math.prod(size for size in sizes.values() if size != -1)
     if free:
         sizes[free[0]] = len(devices) // known
     if math.prod(sizes.values()) != len(devices):
-        raise SsbError(f"mesh: {wanted} does not fit {len(devices)} devices; the sizes must multiply to {len(devices)}")
+        raise MeshError(f"mesh: {wanted} does not fit {len(devices)} devices; the sizes must multiply to that")
     shape = tuple(sizes[name] for name in MESH_AXES)
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 

@@ -25,7 +25,7 @@ from ssb_jax.model.cache import Cache, KVCache, read, write
 from ssb_jax.model.config import ModelConfig
 from ssb_jax.model.lora import LORA_MODULES, Lora, lora_delta
 from ssb_jax.model.quantization import whole
-from ssb_jax.model.sharding import constrain, shardings
+from ssb_jax.model.sharding import MeshError, constrain, shardings
 
 __all__ = ["ModelConfig", "Transformer", "abstract_model", "count_parameters", "model_shardings"]
 
@@ -254,7 +254,7 @@ def count_parameters(tree: object) -> int:
 
 
 def check_mesh(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises SsbError listing every size of the model that the mesh does not divide."""
+    """Raises MeshError listing every size of the model that the mesh does not divide."""
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     splits = {
         "hidden_size": (config.hidden_size, "fsdp", fsdp),
@@ -266,7 +266,7 @@ def check_mesh(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
     if config.num_kv_heads % tensor and tensor % config.num_kv_heads:
         problems.append(f"num_key_value_heads {config.num_kv_heads} by tensor={tensor}, nor the reverse")
     if problems:
-        raise SsbError(f"mesh: it does not divide {'; '.join(problems)}; choose other sizes for mesh.fsdp, mesh.tensor")
+        raise MeshError(f"mesh: it does not divide {'; '.join(problems)}; choose another mesh.fsdp, mesh.tensor")
 
 
 def model_shardings(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ssb_jax.config import Config, Mesh, SsbError
+from ssb_jax.model.sharding import MeshError
 from ssb_jax.preflight.chips import GIB
 from ssb_jax.preflight.estimate import SAFE
 from ssb_jax.preflight.job import Job, make_job
@@ -20,7 +21,7 @@ from ssb_jax.preflight.roofline import stage_steps
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A job that fits by estimate.
+    """A job that fits by estimate, or may when compiled.
 
     Attributes:
       peak: estimated bytes on a chip, of the program that needs most.
@@ -42,32 +43,42 @@ class Suggestion:
         return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
-def suggest(job: Job, stages: Sequence[str]) -> list[Suggestion]:
+def suggest(job: Job, stages: Sequence[str], *, compiling: bool = False) -> list[Suggestion]:
     """What fits, the fastest first (by the roofline; where times are not known, the smallest).
+
+    Args:
+      compiling: where nothing stays below `SAFE` of a chip's memory, returns what needs least of all that an exact
+        estimate would let fit: compiling it will tell.
 
     Raises:
       SsbError: nothing fits; says how much the best one lacks.
     """
-    found: list[Suggestion] = []
-    nearest: tuple[float, str] | None = None
+    memory = job.topology.chip.memory
+    planned: list[Suggestion] = []
+    refused: list[SsbError] = []
     for config in _meshes(job.config, len(job.topology.devices)):
         try:
-            best = _fitted(config, job, stages)
+            planned.append(_fitted(config, job, stages))
         except SsbError as error:  # this mesh does not divide the model, or its weights leave no room for a cache
-            nearest = nearest or (0.0, str(error))
-            continue
-        if best.peak <= SAFE * job.topology.chip.memory:
-            found.append(best)
-        elif nearest is None or not nearest[0] or best.peak < nearest[0]:
-            sizes = ", ".join(f"{axis} {size}" for axis, size in config.mesh.model_dump(exclude={"rule"}).items())
-            nearest = best.peak, f"the least, {best.peak / GIB:.1f} GiB a chip, is needed on mesh {sizes}"
-    if not found:
-        limit = job.topology.chip.memory / GIB
-        raise SsbError(
-            f"nothing fits {job.topology.name} ({limit:.2f} GiB a chip): {nearest[1]}. Take a larger slice, or lower "
-            "rollouts.max_new_tokens, teaching.max_new_tokens or distillation.max_length"
-        )
-    return sorted(found, key=lambda s: (s.peak if s.hours is None else s.hours, s.peak))
+            refused.append(error)
+    planned.sort(key=lambda s: s.peak)
+    found = [s for s in planned if s.peak <= SAFE * memory]
+    if found:
+        return sorted(found, key=lambda s: (s.peak if s.hours is None else s.hours, s.peak))
+    if compiling and planned and planned[0].peak <= memory:
+        return planned[:1]
+    raise SsbError(
+        f"nothing fits {job.topology.name} ({memory / GIB:.2f} GiB a chip): {_lacking(planned, refused)}. Take a "
+        "larger slice, or lower rollouts.max_new_tokens, teaching.max_new_tokens or distillation.max_length"
+    )
+
+
+def _lacking(planned: Sequence[Suggestion], refused: Sequence[SsbError]) -> str:
+    if planned:
+        sizes = planned[0].job.config.mesh.model_dump(exclude={"rule"})
+        told = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        return f"the least, by estimate {planned[0].peak / GIB:.1f} GiB a chip, is needed on mesh {told}"
+    return str(min(refused, key=lambda error: isinstance(error, MeshError)))  # of meshes that there are, if any
 
 
 def _fitted(config: Config, job: Job, stages: Sequence[str]) -> Suggestion:
