@@ -275,6 +275,8 @@ def test_on_several_hosts_each_answers_on_its_own_chips():
     meshes = {stage: tuple(job.mesh.shape.values()) for stage, job in jobs.items()}
     assert meshes == {"rollout": (2, 1, 2), "targets": (2, 1, 2), "distill": (8, 1, 2)}
     assert {device.process_index for device in jobs["rollout"].mesh.devices.flat} == {0}
+    alone = [device.id for device in load_topology("v5e:2x2").devices]
+    assert sorted(device.id for device in jobs["rollout"].mesh.devices.flat) == alone, "a slice of their own"
     with pytest.raises(SsbError, match="grpo runs on one host, and v5e:4x4 has several"):
         make_job(config, shape, topology, Assumed(), stage="grpo")
 

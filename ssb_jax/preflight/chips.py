@@ -48,6 +48,7 @@ _LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLO
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 KNOWN = {"v4": _CUBE, "v5e": _FLAT, "v5p": _CUBE, "v6e": _FLAT}
+_HOST = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}  # of a slice of several, as libtpu has them
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,18 @@ class Topology:
     name: str
     chip: Chip
     devices: tuple[jax.Device, ...]
+
+    def of_one_host(self) -> tuple[jax.Device, ...]:
+        """The devices of the first host: as a slice of their own, where libtpu has one of that size.
+
+        For a part of a slice libtpu 0.0.52 cannot compile every program: of a host's chips in a v5e:4x4, an all-gather
+        over all four makes it abort.
+        """
+        own = tuple(d for d in self.devices if d.process_index == self.devices[0].process_index)
+        if len(own) == len(self.devices) or self.devices[0].platform != "tpu":
+            return own
+        alone = load_topology(f"{self.chip.kind}:{_HOST[self.chip.kind]}").devices
+        return alone if len(alone) == len(own) else own
 
 
 def load_topology(name: str) -> Topology:

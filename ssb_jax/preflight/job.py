@@ -73,7 +73,7 @@ def make_job(
             f"preflight: method grpo runs on one host, and {topology.name} has several; take a smaller slice"
         )
     if not alone and not training:
-        devices = tuple(d for d in devices if d.process_index == devices[0].process_index)
+        devices = topology.of_one_host()
         settings = of_one_host(settings)
     mesh = mesh_for(
         settings,
