@@ -91,7 +91,7 @@ def _spellings(value: Fraction) -> list[str]:
 numbers = st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=100)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(value=numbers, other=numbers, data=st.data())
 def test_numbers_are_equal_exactly_when_their_values_are(value, other, data):
     gold = data.draw(st.sampled_from(_spellings(value)))
@@ -105,7 +105,7 @@ def test_numbers_are_equal_exactly_when_their_values_are(value, other, data):
         assert grade_fully(answer, gold)[0] is expected, (gold, answer)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="0123456789.,/-+ {}\\frac$%e^()", max_size=25))
 def test_reading_a_number_never_breaks_and_agrees_with_python(text):
     value = exact_number(tidy(text))

@@ -26,7 +26,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 200)), min_size
 
 
 @given(LENGTHS, GRIDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_example_lies_once_in_room_enough(lengths, grid):
     totals, replies = [p + r for p, r in lengths], [r for _, r in lengths]
     placement, shape = place(totals, replies, grid)
@@ -45,7 +45,7 @@ def test_every_example_lies_once_in_room_enough(lengths, grid):
 
 
 @given(st.lists(LENGTHS, min_size=1, max_size=12), GRIDS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_few_shapes_cover_every_batch(batches, grid):
     needs = [place([p + r for p, r in lengths], [r for _, r in lengths], grid)[1] for lengths in batches]
     shapes = choose_shapes(needs, grid)

@@ -195,7 +195,7 @@ def replies(info):
 
 
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=30), st.integers(1, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_top_mask_is_that_of_sorting(row, k):
     x = np.asarray(row, np.float32) / 7 + 0.01
     kth = np.sort(x)[::-1][min(k, len(x)) - 1]

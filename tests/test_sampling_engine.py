@@ -82,7 +82,7 @@ def expected(model):
     return by_key(generate_simple(model, make_requests(), seed=5))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(how=st.sampled_from([FEW, MANY]), order=st.permutations(range(9)), lazily=st.booleans())
 def test_tokens_depend_on_no_slot_chunk_or_order(model, expected, how, order, lazily):
     requests = [make_requests()[i] for i in order]

@@ -98,7 +98,7 @@ def nucleus_margin(scores: np.ndarray, tail: float) -> float:
     return np.min(np.abs(cumulative - tail))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     values=st.lists(st.sampled_from([-3.0, -1.5, -0.0, 0.0, 0.5, 2.0, 2.25]), min_size=12, max_size=12),
     temperature=st.sampled_from([0.25, 1.0, 1.7]),
