@@ -98,7 +98,7 @@ def load_topology(name: str) -> Topology:
         options = {"chip_config_name": "megacore"} if kind == "v4" else {}
         devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SsbError(
             f"topology {name!r}: libtpu does not give it ({reason}); expected {known_topologies()}"
         ) from None

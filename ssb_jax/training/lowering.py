@@ -45,7 +45,10 @@ def lower_step(
 ) -> jax.stages.Lowered:
     """The step on the first batch that these pairs give; `.compile()` of it says how much memory a chip needs."""
     plan = make_plan(config, pairs, settings=settings, seed=0, mesh=mesh, recompute=encoding == "none")
-    step, optimizer = build_step(settings, lora_settings, steps=plan.steps, chunk=plan.grid.chunk, seed=0)
+    platform = mesh.devices.flat[0].platform
+    step, optimizer = build_step(
+        settings, lora_settings, steps=plan.steps, chunk=plan.grid.chunk, seed=0, platform=platform
+    )
     model = abstract_model(config, dtype)
     model.attention = attention
     state = jax.eval_shape(lambda key: init_state(model, lora_settings, optimizer, key=key), run_keys(0)[0])
@@ -76,9 +79,10 @@ def lower_policy(
     model.attention = attention
     schedule = make_schedule(settings.model_copy(update={"warmup_steps": 0}), 1)
     optimizer, chunk = make_optimizer(training, schedule), training.chunk_tokens
-    score = make_score(temperature=settings.temperature, chunk=chunk)
+    platform = mesh.devices.flat[0].platform
+    score = make_score(temperature=settings.temperature, chunk=chunk, platform=platform)
     update = make_policy_step(
-        settings=settings, optimizer=optimizer, schedule=schedule, chunk=chunk, remat=training.remat
+        settings=settings, optimizer=optimizer, schedule=schedule, chunk=chunk, remat=training.remat, platform=platform
     )
     examples = [cut(pair, config.max_position_embeddings) for pair in answers]
     weights = [np.zeros(len(example.reply), np.float32) for example in examples]

@@ -21,6 +21,7 @@ from ssb_jax.losses.policy import PolicyTokens, policy_loss
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.training.batches import Batch, Example, collate
+from ssb_jax.training.compiling import compiler_options
 from ssb_jax.training.layout import Grid, Placement, Shape, place
 from ssb_jax.training.plan import Targets
 from ssb_jax.training.step import TrainState, laid_out, reply_states
@@ -100,7 +101,9 @@ def states_by_example(states: Float[np.ndarray, "M groups P D"], batch: Batch) -
     return [states[filled & (batch.example == i)] for i in range(int(batch.example.max()) + 1)]
 
 
-def make_score(*, temperature: float, chunk: int) -> Callable[[Transformer, Lora | None, Batch], Scored]:
+def make_score(
+    *, temperature: float, chunk: int, platform: str | None = None
+) -> Callable[[Transformer, Lora | None, Batch], Scored]:
     """The compiled forward pass over a batch; without an adapter it is the reference."""
     objective = _surprisal(temperature)
 
@@ -120,11 +123,17 @@ def make_score(*, temperature: float, chunk: int) -> Callable[[Transformer, Lora
 
         return jax.lax.map(one, batch)
 
-    return jax.jit(score)
+    return jax.jit(score, compiler_options=compiler_options(platform))
 
 
 def make_policy_step(
-    *, settings: Grpo, optimizer: optax.GradientTransformation, schedule: optax.Schedule, chunk: int, remat: str
+    *,
+    settings: Grpo,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    chunk: int,
+    remat: str,
+    platform: str | None = None,
 ) -> PolicyStep:
     """The compiled step (model, state, batch, advantages, reference, sampled_logp) -> (state, numbers).
 
@@ -182,7 +191,7 @@ def make_policy_step(
         state = TrainState(optax.apply_updates(state.lora, updates), optimizer_state, state.step + 1)
         return laid_out(state, optimizer), numbers
 
-    return jax.jit(step, donate_argnums=1)
+    return jax.jit(step, donate_argnums=1, compiler_options=compiler_options(platform))
 
 
 def _surprisal(temperature: float) -> Objective:

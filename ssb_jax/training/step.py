@@ -24,6 +24,7 @@ from ssb_jax.model.lora import Lora, init_lora, lora_shardings
 from ssb_jax.model.sharding import constrain, leaf_name, spec
 from ssb_jax.model.transformer import Transformer
 from ssb_jax.training.batches import Batch
+from ssb_jax.training.compiling import compiler_options
 from ssb_jax.training.recompute import TeacherInput
 
 
@@ -147,7 +148,13 @@ def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
 
 
 def build_step(
-    settings: Distillation, lora_settings: LoraSettings, *, steps: int, chunk: int, seed: int
+    settings: Distillation,
+    lora_settings: LoraSettings,
+    *,
+    steps: int,
+    chunk: int,
+    seed: int,
+    platform: str | None = None,
 ) -> tuple[Step, optax.GradientTransformation]:
     """The step and the optimizer that the settings of a run of so many steps ask for; see `make_step`."""
     schedule = make_schedule(settings, steps)
@@ -166,6 +173,7 @@ def build_step(
         fall=settings.fall,
         temperature=settings.temperature,
         health_every=settings.health_every,
+        platform=platform,
     )
     return step, optimizer
 
@@ -184,6 +192,7 @@ def make_step(
     fall: float | None = None,
     temperature: float = 1.0,
     health_every: int = 0,
+    platform: str | None = None,
 ) -> Step:
     """The compiled step; `state` is donated. A loss or gradient that is not finite leaves adapter and optimizer alone.
 
@@ -194,6 +203,7 @@ def make_step(
       select, select_share, fall: see `losses.selection`; the share is of each micro-batch.
       temperature: the objective's.
       health_every: steps between looks at the most likely words; 0 is never.
+      platform: of the devices it is compiled for; None: the default ones.
     """
     further = fall is not None or health_every > 0
 
@@ -253,7 +263,7 @@ def make_step(
         )
         return laid_out(TrainState(lora, optimizer_state, state.step + 1), optimizer), numbers
 
-    return jax.jit(step, donate_argnums=1)
+    return jax.jit(step, donate_argnums=1, compiler_options=compiler_options(platform))
 
 
 def laid_out(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
