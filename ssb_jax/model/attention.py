@@ -141,8 +141,8 @@ def rotary_angles(
     positions: Int[Array, "B T"], *, head_dim: int, theta: float
 ) -> tuple[Float[Array, "B T h"], Float[Array, "B T h"]]:
     """Cosines and sines (float32) of the H / 2 rotation angles at each position (RoFormer, arXiv 2104.09864)."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = jnp.asarray(1.0 / np.float32(theta) ** exponents, jnp.float32)
+    exponents = np.arange(0, head_dim, 2) / head_dim
+    frequencies = jnp.asarray(np.float32(1) / np.float32(theta**exponents))  # powers rounded once, from float64
     angles = positions[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
