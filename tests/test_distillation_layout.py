@@ -61,8 +61,8 @@ def test_a_shape_is_compiled_only_where_it_saves_something():
 
 
 @given(st.integers(1, 100_000))
-def test_buckets_waste_at_most_a_quarter(n):
-    assert n <= bucket(n) <= max(16, 1.25 * n)
+def test_buckets_waste_at_most_an_eighth(n):
+    assert n <= bucket(n) <= max(16, 1.125 * n)
 
 
 def test_packing_saves_padding():

@@ -56,11 +56,11 @@ Placement = tuple[tuple[Rows, ...], ...]
 
 
 def bucket(n: int) -> int:
-    """n rounded up to a quarter of its octave (at least 16): at most 25 % more, four sizes an octave."""
+    """n rounded up to an eighth of its octave (at least 16): at most 12.5 % more, eight sizes an octave."""
     if n <= _SMALLEST:
         return _SMALLEST
-    quarter = 1 << max((n - 1).bit_length() - 3, 0)
-    return -(-n // quarter) * quarter
+    eighth = 1 << max((n - 1).bit_length() - 4, 0)
+    return -(-n // eighth) * eighth
 
 
 def place(totals: Sequence[int], replies: Sequence[int], grid: Grid) -> tuple[Placement, Shape]:
