@@ -207,6 +207,17 @@ def test_a_loss_of_your_own_is_named_by_module_or_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("my_own_loss:twice", f"{tmp_path}/my_own_loss.py:twice"):
         np.testing.assert_array_equal(resolve_loss(name, {"factor": 3.0})(None, None, INFO), 3.0 * INFO.position)
-    for name in ("no_such_module:f", "my_own_loss:thrice", f"{tmp_path}/missing.py:twice"):
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)")
+    for name in ("no_such_module:f", f"{tmp_path}/missing.py:twice", "broken.py:f", "leaves.py:f"):
         with pytest.raises(SsbError, match="cannot be imported"):
             resolve_loss(name)
+    with pytest.raises(SsbError, match="my_own_loss has no thrice"):
+        resolve_loss("my_own_loss:thrice")
+
+
+def test_an_option_without_a_default_must_be_set(tmp_path):
+    (tmp_path / "mine.py").write_text("def scaled(teacher_logp, student_logp, info, *, alpha): ...\n")
+    with pytest.raises(SsbError, match=r"scaled needs alpha; set distillation.loss_options.alpha"):
+        resolve_loss(f"{tmp_path}/mine.py:scaled")
+    assert resolve_loss(f"{tmp_path}/mine.py:scaled", {"alpha": 1.0}).keywords == {"alpha": 1.0}

@@ -1,7 +1,9 @@
 """`ssb losses`: a finished run's pairs and targets through several losses."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,11 +29,10 @@ def losses(folder: Path, losses: str, out: Path | None, student: str, pairs: int
     with owning(folder):
         use_compilation_cache(config)
         from ssb_jax.lab import replay, tables
-        from ssb_jax.losses.menu import resolve_loss
         from ssb_jax.pipeline import Run
         from ssb_jax.workspace import Workspace
 
-        wanted = {name: resolve_loss(*_parsed(name)) for name in (replay.PUBLISHED, *_split(losses))}
+        wanted = {name: _resolved(name) for name in (replay.PUBLISHED, *_split(losses))}
         workspace, out = Workspace(config), out or folder / "losses"
         found = replay.replay(Run(folder, workspace), wanted, student=student, count=pairs)
         tokenizer = workspace.chat.tokenizer
@@ -56,10 +57,19 @@ def _shown(value: object) -> object:
 
 def _split(text: str) -> list[str]:
     """The losses of a list: commas outside of parentheses part them."""
-    names = [part.strip() for part in re.findall(r"[^,(]+(?:\([^)]*\))?", text)]
+    names = [part.strip() for part in re.findall(r"[^,(]+(?:\([^)]*\)?)?", text)]
     if not any(names):
         raise click.UsageError("expected --losses a,b,c")
     return list(dict.fromkeys(name for name in names if name))
+
+
+def _resolved(name: str) -> Callable[..., Any]:
+    from ssb_jax.losses.menu import resolve_loss
+
+    try:
+        return resolve_loss(*_parsed(name))
+    except SsbError as error:
+        raise SsbError(f"--losses {name}: {str(error).removeprefix('distillation.loss: ')}") from None
 
 
 def _parsed(name: str) -> tuple[str, dict[str, float | str]]:

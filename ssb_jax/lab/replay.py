@@ -78,7 +78,9 @@ def replay(run: Run, losses: Mapping[str, Loss], *, student: str, count: int) ->
     store.check(pairs, workspace.model)
     for name, loss in losses.items():
         try:
-            check_loss(loss, encoding="hidden", views=config.targets.views)
+            check_loss(
+                loss, encoding="hidden", views=config.targets.views, vocab_size=workspace.model.config.vocab_size
+            )
         except SsbError as error:
             raise SsbError(f"--losses {name}: {error}") from None
     views = {

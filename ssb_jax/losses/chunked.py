@@ -84,17 +84,29 @@ def make_objective(loss: Loss, *, temperature: float = 1.0, kl_weight: float = 1
         elif kl_weight > 0:
             teacher_logp, views = jax.lax.stop_gradient(jax.tree.map(soften, (teacher_logits, info.views)))
             values = loss(teacher_logp, soften(student_logits), replace(info, views=views))
-            if jnp.shape(values) != student_logits.shape[:1]:
-                raise SsbError(
-                    f"distillation.loss returned shape {jnp.shape(values)}; expected one number a token, "
-                    f"{student_logits.shape[:1]}: sum over the vocabulary, the last axis, and over nothing else"
-                )
+            _check_values(values, student_logits.shape)
             total += kl_weight * temperature**2 * values
         if kl_weight < 1:
             total += (1 - kl_weight) * cross_entropy(teacher_logits, jax.nn.log_softmax(student_logits), info)
         return total
 
     return objective
+
+
+def _check_values(values: Any, shape: tuple[int, int]) -> None:
+    """Raises SsbError when a loss does not give a real number for each of C tokens, of V words each."""
+    if not isinstance(values, jax.Array):
+        found = f"a {type(values).__name__}"
+    elif values.shape != shape[:1]:
+        found = f"shape {values.shape}"
+    elif not jnp.issubdtype(values.dtype, jnp.floating):
+        found = f"{values.dtype}, which has no gradient"
+    else:
+        return
+    raise SsbError(
+        f"distillation.loss returned {found}; expected an array with one real number a token, (C,) = {shape[:1]} from "
+        f"log-probabilities (C, V) = {shape}: sum over the vocabulary, the last axis, and over nothing else"
+    )
 
 
 def token_losses(

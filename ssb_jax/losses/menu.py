@@ -256,14 +256,20 @@ def resolve_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
         near = difflib.get_close_matches(name, MENU, n=1)
         raise SsbError(
             f"distillation.loss: no loss {name!r}"
-            + (f"; did you mean {near[0]}?" if near else "")
+            + (f" (did you mean {near[0]}?)" if near else "")
             + f". Known: {', '.join(MENU)}, or module:function of your own"
         )
     options = dict(options or {})
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [p.name for p in keywords]
     unknown = sorted(set(options) - set(known))
+    missing = [p.name for p in keywords if p.default is p.empty and p.name not in options]
     if unknown:
         raise SsbError(f"distillation.loss_options: {name} has no {', '.join(unknown)}; it has {known or 'no options'}")
+    if missing:
+        raise SsbError(
+            f"distillation.loss_options: {name} needs {', '.join(missing)}; set distillation.loss_options.{missing[0]}"
+        )
     return functools.partial(function, **options) if options else function
 
 
@@ -281,12 +287,14 @@ def _import_loss(name: str) -> Loss:
                 module = importlib.import_module(place)
             finally:
                 sys.path.remove(os.getcwd())
-        function = getattr(module, attribute)
-    except (ImportError, OSError, SyntaxError, AttributeError) as error:
+        function = getattr(module, attribute, None)
+    except (Exception, SystemExit) as error:  # whatever a user's file does
         raise SsbError(
-            f"distillation.loss: {name!r} cannot be imported ({error}); expected module:function or "
-            f"path/to/file.py:function"
+            f"distillation.loss: {name!r} cannot be imported ({type(error).__name__}: {error}); expected "
+            f"module:function or path/to/file.py:function"
         ) from None
+    if function is None:
+        raise SsbError(f"distillation.loss: {name!r}: {place} has no {attribute or 'function named after the colon'}")
     if not callable(function):
         raise SsbError(f"distillation.loss: {name!r} is not a function")
     return function

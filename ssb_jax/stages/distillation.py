@@ -27,6 +27,7 @@ from ssb_jax.model.adapters import replace_adapter
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.sharding import use_mesh
 from ssb_jax.model.transformer import Transformer
+from ssb_jax.model.weights import read_config, resolve_model
 from ssb_jax.records import Pair
 from ssb_jax.store import StoreInfo, open_store
 from ssb_jax.training.batches import Weighting
@@ -93,7 +94,15 @@ def check_settings(config: Config, info: StoreInfo | None = None) -> None:
     settings = config.distillation
     loss = resolve_loss(settings.loss, settings.loss_options)
     encoding, top_k = (config.targets.encoding, config.targets.top_k) if info is None else (info.encoding, info.width)
-    check_loss(loss, encoding=encoding, top_k=top_k, views=config.targets.views, kl_weight=settings.kl_weight)
+    own = ":" in settings.loss
+    check_loss(
+        loss,
+        encoding=encoding,
+        top_k=top_k,
+        views=config.targets.views,
+        kl_weight=settings.kl_weight,
+        vocab_size=read_config(resolve_model(config.model.path, config.model.revision)).vocab_size if own else None,
+    )
     if info is not None and encoding == "topk" and settings.temperature not in info.temperatures:
         raise SsbError(
             f"distillation.temperature is {settings.temperature}, the targets know the mass of their bucket at "
@@ -227,8 +236,8 @@ class _Reporter:
             what = _not_finite(step, row, example_losses, prepared)
             if not self._skip:
                 raise SsbError(
-                    f"{what}; training stopped, the checkpoints before it are kept. Lower distillation.learning_rate, "
-                    "look at these pairs and the loss, or leave such batches out with distillation.on_nan skip"
+                    f"{what}; training stopped, the checkpoints before it are kept. Look at these pairs and the loss, "
+                    "lower distillation.learning_rate, or leave such batches out with distillation.on_nan skip"
                 )
             note(f"{what}; it changes nothing (distillation.on_nan is skip)")
             row = {name: value for name, value in row.items() if math.isfinite(value)} | {"skipped": 1.0}
