@@ -60,7 +60,7 @@ def run(
     model = workspace.model_on(mesh)
     store = open_store(store_folder)
     store.check(pairs, model)
-    check_settings(config, store.info)
+    check_settings(config, store.info, vocab_size=model.config.vocab_size)
     special = frozenset(workspace.chat.tokenizer.all_special_ids)
     lora, summary = distil(
         model,
@@ -82,11 +82,12 @@ def run(
     return summary
 
 
-def check_settings(config: Config, info: StoreInfo | None = None) -> None:
+def check_settings(config: Config, info: StoreInfo | None = None, *, vocab_size: int | None = None) -> None:
     """Says before anything is computed whether loss and targets fit each other.
 
     Args:
       info: of the targets that there are.
+      vocab_size: the model's. None: as its config.json has it, if the loss is not one of the menu.
 
     Raises:
       SsbError: they do not.
@@ -94,14 +95,15 @@ def check_settings(config: Config, info: StoreInfo | None = None) -> None:
     settings = config.distillation
     loss = resolve_loss(settings.loss, settings.loss_options)
     encoding, top_k = (config.targets.encoding, config.targets.top_k) if info is None else (info.encoding, info.width)
-    own = ":" in settings.loss
+    if vocab_size is None and ":" in settings.loss:
+        vocab_size = read_config(resolve_model(config.model.path, config.model.revision)).vocab_size
     check_loss(
         loss,
         encoding=encoding,
         top_k=top_k,
         views=config.targets.views,
         kl_weight=settings.kl_weight,
-        vocab_size=read_config(resolve_model(config.model.path, config.model.revision)).vocab_size if own else None,
+        vocab_size=vocab_size,
     )
     if info is not None and encoding == "topk" and settings.temperature not in info.temperatures:
         raise SsbError(
