@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from ssb_jax.cli.losses import _resolved, _split
 from ssb_jax.config import SsbError
 from ssb_jax.losses import menu
 from ssb_jax.losses.menu import MENU, TokenInfo, resolve_loss
@@ -221,3 +222,10 @@ def test_an_option_without_a_default_must_be_set(tmp_path):
     with pytest.raises(SsbError, match=r"scaled needs alpha; set distillation.loss_options.alpha"):
         resolve_loss(f"{tmp_path}/mine.py:scaled")
     assert resolve_loss(f"{tmp_path}/mine.py:scaled", {"alpha": 1.0}).keywords == {"alpha": 1.0}
+
+
+def test_a_list_of_losses_is_parted_outside_of_parentheses():
+    assert _split("ssb, jsd(beta=0.1),kl, ssb") == ["ssb", "jsd(beta=0.1)", "kl"]
+    for text in ("jsd(beta=0.1", "reverse_kl,jsd(beta=0.1"):
+        with pytest.raises(SsbError, match=r"^--losses: 'jsd\(beta=0.1' is not a loss; expected a name"):
+            [_resolved(name) for name in _split(text)]

@@ -66,8 +66,9 @@ def _split(text: str) -> list[str]:
 def _resolved(name: str) -> Callable[..., Any]:
     from ssb_jax.losses.menu import resolve_loss
 
+    loss, options = _parsed(name)
     try:
-        return resolve_loss(*_parsed(name))
+        return resolve_loss(loss, options)
     except SsbError as error:
         raise SsbError(f"--losses {name}: {str(error).removeprefix('distillation.loss: ')}") from None
 
