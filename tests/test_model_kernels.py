@@ -1,5 +1,8 @@
 """Attention kernels against the plain XLA path: in interpret mode, and compiled ahead of time for a TPU."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +43,29 @@ def test_splash_equals_xla(case):
     expected = attention(q, k, v, rule(T, S, start=start, segments=segments), kernel="xla")
     got = jax.jit(lambda *x: kernels.splash(*x, segments, start=start, interpret=True))(q, k, v)
     np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_queries_in_blocks_see_what_they_see_at_once(case):
+    T, S, start, segments = CASES[case]
+    q, k, v = arrays(T, S)
+    in_blocks = rule(T, S, start=start, segments=segments)
+    at_once = dataclasses.replace(in_blocks, start=None)
+    weight = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+
+    def loss(q, k, v, mask):
+        return jnp.sum(weight * attention(q, k, v, mask, kernel="xla"))
+
+    both = [jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v, mask) for mask in (in_blocks, at_once)]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), *both)
+    widest = [_most_scores(jax.make_jaxpr(loss)(q, k, v, mask)) for mask in (in_blocks, at_once)]
+    assert widest[0] < 0.6 * widest[1]  # of two blocks the second has all keys, for half of the queries
+
+
+def _most_scores(jaxpr):
+    """The most numbers that a product in the program gives."""
+    shapes = re.findall(r"f32\[([\d,]+)\] = dot_general", str(jaxpr))
+    return max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
 
 
 def test_splash_on_a_mesh_with_fewer_key_heads_than_devices():

@@ -49,7 +49,9 @@ def _on_pairs(function):
 @_on_pairs
 @click.option("--against", type=click.Choice(["torch"]), help="The published trainer on the same pairs.")
 @click.option("--steps", type=click.IntRange(3), default=5, show_default=True, help="The first is not counted.")
-@click.option("--remat", multiple=True, default=["none", "full"], show_default=True, help="Can be given several times.")
+@click.option(
+    "--remat", multiple=True, default=["none", "dots", "full"], show_default=True, help="Can be given several times."
+)
 def bench_distill(
     config: Path, overrides: tuple[str, ...], against: str | None, steps: int, remat: tuple[str, ...], **pairs
 ) -> None:

@@ -7,6 +7,7 @@ softmax, and a kernel can skip the blocks that the rule excludes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssb_jax.model import kernels
 
+# Without a kernel: queries of a block, at least, and blocks at most. Four leave 10 of 16 parts of the scores.
+QUERY_BLOCK, MOST_BLOCKS = 64, 4
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Mask:
 
     query_index: Int[Array, "B T"]
     key_index: Int[Array, " S"]
-    segment_ids: Int[Array, "B T"] | None = None  # of queries and keys alike; only where S = T
+    segment_ids: Int[Array, "B T"] | None = None  # of queries; of keys too where these have none, and S = T
+    key_segment_ids: Int[Array, "B S"] | None = None
     # Where it is known when compiling: query t, unless it is padding, has index start + t, and S = start + T.
     start: int | None = field(default=None, metadata={"static": True})
 
@@ -32,7 +37,18 @@ class Mask:
         visible = self.key_index[None, None, :] <= self.query_index[:, :, None]
         if self.segment_ids is None:
             return visible
-        return visible & (self.segment_ids[:, :, None] == self.segment_ids[:, None, :])
+        keys = self.segment_ids if self.key_segment_ids is None else self.key_segment_ids
+        return visible & (self.segment_ids[:, :, None] == keys[:, None, :])
+
+    def block(self, first: int, last: int, keys: int) -> Mask:
+        """The rule for the queries from `first` to before `last`, and the first `keys` keys."""
+        segments = self.segment_ids
+        return Mask(
+            self.query_index[:, first:last],
+            self.key_index[:keys],
+            segment_ids=None if segments is None else segments[:, first:last],
+            key_segment_ids=None if segments is None else segments[:, :keys],
+        )
 
 
 def attention(
@@ -63,6 +79,21 @@ def attention(
 
 
 def _batched(q, k, v, mask):
+    """Queries block by block where their indices are known when compiling: what comes after a block's last query is not
+    computed only to be masked."""
+    T = q.shape[1]
+    if mask.start is None or T < 2 * QUERY_BLOCK:
+        return _grouped(q, k, v, mask)
+    count = min(T // QUERY_BLOCK, MOST_BLOCKS)
+    edges = [T * i // count for i in range(count + 1)]
+    blocks = []
+    for first, last in pairwise(edges):
+        seen = mask.start + last
+        blocks.append(_grouped(q[:, first:last], k[:, :seen], v[:, :seen], mask.block(first, last, seen)))
+    return jnp.concatenate(blocks, axis=1)
+
+
+def _grouped(q, k, v, mask):
     B, T, N, H = q.shape
     K = k.shape[2]
     grouped = jnp.transpose(q.reshape(B, T, K, N // K, H), (0, 2, 3, 1, 4))
