@@ -21,7 +21,7 @@ from ssb_jax.config import Grading, SsbError
 from ssb_jax.console import note, progress
 from ssb_jax.model.lora import Lora
 from ssb_jax.model.weights import read_config
-from ssb_jax.records import Outcome, Rollout, StopReason, Verdict, parse_json
+from ssb_jax.records import Outcome, Question, Rollout, StopReason, Verdict, parse_json
 from ssb_jax.sampling import Completion, EngineStats, Request, SamplingParams, generate
 from ssb_jax.workspace import Workspace
 
@@ -71,7 +71,13 @@ def answer(
             behind() as later,
         ):
             for completion in _generate_retrying(
-                requests, attempts=attempts, seed=seed, lora=lora, workspace=workspace, log=log
+                requests,
+                attempts=attempts,
+                seed=seed,
+                lora=lora,
+                workspace=workspace,
+                log=log,
+                asked=len(prompts) * num_samples // hosts.count(),
             ):
                 hosts.stop_if_asked()
                 later(lambda completion=completion: append(_rollout(completion, prompts, workspace)))
@@ -141,7 +147,7 @@ class EngineLog:
 
     def update(self, stats: EngineStats) -> None:
         """Takes the counts of the call that is under way; a kill loses those of the last seconds."""
-        self.now = stats
+        self.now = replace(stats, slots=max(stats.slots, self.now.slots))  # a run's tail goes on with fewer
         if time.monotonic() - self.saved > 5:
             self._save()
 
@@ -184,15 +190,28 @@ def sample(
     return sorted(rows, key=lambda row: (rank[row.question_id], row.sample))
 
 
-def _check_lengths(prompts: Mapping[str, Sequence[int]], workspace: Workspace) -> None:
+def check_questions(questions: Sequence[Question], workspace: Workspace) -> None:
+    """Whether the bare questions leave the model room for an answer, before anything is computed.
+
+    Raises:
+      SsbError: naming the first that does not.
+    """
+    messages = workspace.prompts.student_messages
+    texts = {question.id: question.question for question in questions}
+    _check_lengths({key: workspace.chat.encode_prompt(messages(text)) for key, text in texts.items()}, workspace, texts)
+
+
+def _check_lengths(
+    prompts: Mapping[str, Sequence[int]], workspace: Workspace, texts: Mapping[str, str] | None = None
+) -> None:
     context = read_config(workspace.model_folder).max_position_embeddings
     long = [key for key, ids in prompts.items() if len(ids) >= context]
     if long:
         others = f", and so do those of {len(long) - 1} others" if len(long) > 1 else ""
         raise SsbError(
-            f"question {long[0]}: its prompt of {len(prompts[long[0]]):,} tokens fills the model's context of "
-            f"{context:,}{others}; "
-            f"find it by its id in questions.jsonl and leave it out or shorten it"
+            f"question {long[0]}{'' if texts is None else f' ({texts[long[0]][:60]!r}...)'}: its prompt of "
+            f"{len(prompts[long[0]]):,} tokens fills the model's context of {context:,}{others}; leave it out of the "
+            f"questions or shorten it"
         )
 
 
@@ -219,8 +238,14 @@ def _generate_retrying(
     lora: Lora | None,
     workspace: Workspace,
     log: EngineLog | None = None,
+    asked: int = 0,
 ) -> Iterator[Completion]:
-    """Yields one completion a sample; failed ones are tried again, with other random numbers, before they count."""
+    """Yields one completion a sample; failed ones are tried again, with other random numbers, before they count.
+
+    Too many failures stop the work: as a share of what was `asked` in all, not of what an attempt, or a start after a
+    kill, has left to do.
+    """
+    asked = max(asked, sum(len(request.samples) for request in requests))
     by_id = {request.id: request for request in requests}
     for attempt in range(attempts):
         failed: dict[str, list[int]] = {}
@@ -232,6 +257,7 @@ def _generate_retrying(
             settings=workspace.config.engine,
             mesh=workspace.mesh,
             on_stats=None if log is None else log.update,
+            asked=asked,
         ):
             if completion.stop is StopReason.FAILED and attempt + 1 < attempts:
                 failed.setdefault(completion.id, []).append(completion.sample)

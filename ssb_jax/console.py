@@ -4,10 +4,11 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _STDERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -22,9 +23,17 @@ def note(text: str) -> None:
     _STDERR.print(text, markup=False)
 
 
+class _Bar(Progress):
+    """With what is shown on a line of its own, where the narrowest terminal has room for it."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(f"  {task.fields['shown']}") for task in self.tasks if task.fields["shown"])
+
+
 @contextlib.contextmanager
 def progress(description: str, total: int | None, *, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr; yields `advance(n=1, **fields)`, whose fields are shown behind the bar.
+    """A progress bar on stderr; yields `advance(n=1, **fields)`, whose fields are shown under the bar.
 
     Where stderr is not a terminal the bar is printed once, when it ends.
     """
@@ -34,9 +43,8 @@ def progress(description: str, total: int | None, *, done: int = 0) -> Iterator[
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
     )
-    with Progress(*columns, console=_STDERR) as bar:
+    with _Bar(*columns, console=_STDERR) as bar:
         task = bar.add_task(description, total=total, completed=done, shown="")
 
         def advance(n: int = 1, **fields: object) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ssb_jax.artifacts import complete, file_digest, read_jsonl, write_atomically, write_jsonl
+from ssb_jax.artifacts import complete, digest, file_digest, read_jsonl, write_atomically, write_jsonl
 from ssb_jax.chat import Chat
 from ssb_jax.config import SsbError
 from ssb_jax.console import note, progress
@@ -105,7 +105,10 @@ def read_scripts_files(run: Run, folder: Path) -> int:
     config, workspace = run.config, run.workspace
     pairs = scripts_pairs(folder, workspace.chat, student_prompt=config.prompts.student_prompt)
     source = {
-        "scripts": {name: file_digest(folder / name) for name in (TEACHER, STUDENT)},
+        "scripts": {
+            **{name: file_digest(folder / name) for name in (TEACHER, STUDENT)},
+            LOGITS: digest([file_digest(folder / LOGITS / _file(i)) for i in range(len(pairs))]),
+        },
         "model": workspace.model_identity,
     }
 
@@ -118,7 +121,7 @@ def read_scripts_files(run: Run, folder: Path) -> int:
         with TargetWriter(run.folder / "targets", info) as writer, progress("import", len(pairs)) as advance:
             for i, pair in enumerate(pairs):
                 if not writer.has(pair):
-                    writer.add(pair, _read(folder / LOGITS / _file(i), "logits"))
+                    writer.add(pair, _logits(folder / LOGITS / _file(i), (len(pair.reply_ids), info.width)))
                 advance()
         return {"examples": len(pairs), "tokens": sum(len(pair.reply_ids) for pair in pairs)}
 
@@ -155,7 +158,7 @@ def _pair(i: int, teacher: list, student: list, folder: Path, chat: Chat, studen
             f"{folder}, line {i + 1}: expected a hinted conversation that ends with the assistant's reply in {TEACHER} "
             f"and a user message in {STUDENT}"
         )
-    reply, reply_ids = teacher[-1]["content"], tuple(_read(folder / LOGITS / _file(i), "reply_ids").tolist())
+    reply, reply_ids = teacher[-1]["content"], _reply_ids(folder / LOGITS / _file(i), len(chat.tokenizer))
     if chat.decode(reply_ids).strip() != reply.strip():
         raise SsbError(
             f"{folder / TEACHER}, line {i + 1}: the reply_ids of {_file(i)} do not spell this reply with the tokenizer "
@@ -175,6 +178,30 @@ def _pair(i: int, teacher: list, student: list, folder: Path, chat: Chat, studen
 
 def _file(i: int) -> str:
     return f"teacher_logits_{i}.npz"
+
+
+def _reply_ids(path: Path, vocabulary: int) -> tuple[int, ...]:
+    ids = _read(path, "reply_ids")
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or ((ids < 0) | (ids >= vocabulary)).any():
+        raise SsbError(
+            f"{path}: expected `reply_ids` as whole numbers (R,) from 0 to below {vocabulary}, the tokenizer's size; "
+            f"got {ids.dtype} {ids.shape}, {_range(ids)}; make it again with the tokenizer of model.path"
+        )
+    return tuple(ids.tolist())
+
+
+def _logits(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    logits = _read(path, "logits")
+    if logits.shape != shape or not np.issubdtype(logits.dtype, np.floating) or not np.isfinite(logits).all():
+        raise SsbError(
+            f"{path}: expected finite `logits` (R, V) = {shape}, one row for each of its reply_ids and one number for "
+            f"each word of model.path; got {logits.dtype} {logits.shape}, {_range(logits)}; make it again with it"
+        )
+    return logits
+
+
+def _range(x: np.ndarray) -> str:
+    return f"from {x.min()} to {x.max()}" if x.size and np.issubdtype(x.dtype, np.number) else "no numbers"
 
 
 def _read(path: Path, name: str) -> np.ndarray:

@@ -45,6 +45,11 @@ def test_help_names_every_stage():
         ("run", TINY, "--out", "OUT", "--rollouts.num_samples", "1"),
         ("run", "nowhere.yaml", "--out", "OUT"),
         ("run", TINY, "--out", "gs:/bucket/run"),
+        ("run", TINY, "--out", ""),
+        ("run", "n" * 300, "--out", "OUT"),
+        ("pretrain-tiny", "--out", "OUT", "--steps", "0"),
+        ("pretrain-tiny", "--out", TINY.parent),
+        ("bench", "distill", TINY, "--remat", "some"),
         ("study", TINY, "--out", "gs://bucket/study"),
         ("verify",),
         ("verify", TINY, "--out", TINY),
@@ -97,6 +102,11 @@ def test_teaching_before_rollouts_says_so(tmp_path):
         (["--questions.path", "nowhere.jsonl"], "no question file"),
         (["--prompts.hinted", "nowhere.txt"], "prompts.hinted"),
         (["--model.path", "/nowhere/model"], "model"),
+        (["--questions.path", "n" * 300 + ".jsonl"], "no question file"),
+        (["--prompts.system", "You are a tutor. " * 30], "prompts.system: expected one of"),
+        (["--prompts.examples", "n" * 300], "prompts.examples"),
+        (["--model.path", "n" * 300], "no such folder"),
+        (["--rollouts.temperature", "0"], "rollouts.temperature is 0: all samples of a question would be the same"),
     ],
 )
 def test_bad_input_is_status_1_with_one_error(overrides, message, tmp_path):
@@ -112,6 +122,20 @@ def test_an_output_folder_that_is_a_file(tmp_path):
 def test_stages_out_of_order_say_what_to_run_first(tmp_path):
     assert "ssb rollout" in one_error(ssb("targets", TINY, "--out", tmp_path / "o"), 1)
     assert "ssb targets" in one_error(ssb("distill", TINY, "--out", tmp_path / "o"), 1)
+
+
+def test_a_question_too_long_for_the_model_is_found_before_the_first_answer(tmp_path):
+    questions = tmp_path / "q.jsonl"
+    rows = [{"question": f"Ben has {i} coins.", "answer": str(i)} for i in range(4)]
+    rows[-1]["question"] = "Ben has 7 coins. " * 200
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = f"--evaluation.sets=[{{name: long, data: {{path: {questions}}}}}]"
+    for name, overrides in (("a", ("--questions.path", questions, "--rollouts.block_size", 2)), ("b", (sets,))):
+        out = tmp_path / name
+        message = one_error(ssb("run", TINY, "--out", out, *overrides), 1)
+        assert "('Ben has 7 coins. Ben has 7" in message
+        assert "fills the model's context of 1,024" in message
+        assert not list(out.rglob("part-*.jsonl"))
 
 
 def test_bad_input_that_is_mended_is_taken_in_the_same_folder(tmp_path):

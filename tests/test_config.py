@@ -83,7 +83,11 @@ def test_overrides_reach_into_lists():
         (["--model", "tiny"], "model"),
         (["--rollouts=[1]"], "rollouts"),
         (["--lora.rank.deep", "1"], "lora.rank.*valid integer"),
-        (["--lora.rank", "[1"], "settings of"),
+        (["--lora.rank", "[1"], r"--lora.rank: '\[1' cannot be read as YAML .* put it in quotes of its own"),
+        (["--questions.answer_pattern", "answer: (.+)"], "answer_pattern.*got `key: value`; put text .* in quotes"),
+        (["--seed", "true"], "seed: expected no true here"),
+        (["--lora.dropout", "no"], "lora.dropout: expected no false here"),
+        (["--evaluation.sets", "[MATH500, MATH500]"], r"must differ, got \['MATH500', 'MATH500'\]"),
     ],
 )
 def test_bad_settings_are_one_clear_error(minimal, overrides, message):

@@ -90,7 +90,10 @@ def test_round_trip(run, files, tmp_path):
             np.testing.assert_array_equal(store.read(theirs), arrays["logits"])
 
 
-@pytest.mark.parametrize("damage", ["missing", "pickled", "other ids", "other words", "lines"])
+DAMAGES = ("missing", "pickled", "other ids", "a column of ids", "ids below 0", "other words", "nan", "lines")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_files_that_do_not_fit_are_named(run, files, tmp_path, damage):
     shutil.copytree(files, tmp_path / "files")
     path = tmp_path / "files" / LOGITS / "teacher_logits_1.npz"
@@ -108,7 +111,16 @@ def test_files_that_do_not_fit_are_named(run, files, tmp_path, damage):
             message = "line 2: the reply_ids of teacher_logits_1.npz do not spell this reply"
         case "other words":
             np.savez(path, logits=logits[:, :-1], reply_ids=ids)
-            message = r"targets of line-000001: expected shape"
+            message = r"teacher_logits_1.npz: expected finite `logits` \(R, V\) = .* one number for each word"
+        case "a column of ids":
+            np.savez(path, logits=logits, reply_ids=ids[:, None])
+            message = r"teacher_logits_1.npz: expected `reply_ids` as whole numbers"
+        case "ids below 0":
+            np.savez(path, logits=logits, reply_ids=-1 - ids)
+            message = r"teacher_logits_1.npz: expected `reply_ids` as whole numbers \(R,\) from 0"
+        case "nan":
+            np.savez(path, logits=logits * np.nan, reply_ids=ids)
+            message = r"teacher_logits_1.npz: expected finite `logits`"
         case "lines":
             text = (tmp_path / "files" / STUDENT).read_text()
             (tmp_path / "files" / STUDENT).write_text(text[: text.index("\n") + 1])
@@ -116,6 +128,18 @@ def test_files_that_do_not_fit_are_named(run, files, tmp_path, damage):
     with pytest.raises(SsbError, match=message):
         read_scripts_files(Run(tmp_path / "run", run.workspace), tmp_path / "files")
     assert not (tmp_path / "run" / "targets" / "manifest.json").exists()
+
+
+def test_logits_that_changed_are_not_taken_for_the_old_ones(run, files, tmp_path):
+    shutil.copytree(files, tmp_path / "files")
+    other = Run(tmp_path / "run", run.workspace)
+    read_scripts_files(other, tmp_path / "files")
+    path = tmp_path / "files" / LOGITS / "teacher_logits_0.npz"
+    with np.load(path) as arrays:
+        logits, ids = arrays["logits"], arrays["reply_ids"]
+    np.savez(path, logits=0 * logits, reply_ids=ids)
+    with pytest.raises(SsbError, match=r"of another run: scripts\.teacher_logits"):
+        read_scripts_files(other, tmp_path / "files")
 
 
 def test_a_folder_in_use_is_refused(run, files):

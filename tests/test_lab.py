@@ -127,6 +127,13 @@ def test_what_cannot_be_replayed_is_named(run):
         replay(run, {"ssb": resolve_loss("ssb")}, student="adapter", count=2)
 
 
+def test_a_replayed_loss_that_is_not_finite_names_the_example(run):
+    losses = {"ssb": resolve_loss("ssb"), "mine": lambda _, student_logp, info: student_logp[:, 0] * jnp.nan}
+    message = r"mine or its gradient is not finite at \d+ of \d+ reply tokens, the first of q0"
+    with pytest.raises(SsbError, match=message):
+        replay(run, losses, student="base", count=2)
+
+
 def test_losses_are_parsed_from_a_list():
     assert _split("ssb, jsd(beta=0.1),my.py:f") == ["ssb", "jsd(beta=0.1)", "my.py:f"]
     assert _parsed("clipped_kl(tau=0.1, clip=token)") == ("clipped_kl", {"tau": 0.1, "clip": "token"})

@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from ssb_jax.cli.losses import _resolved, _split
 from ssb_jax.config import SsbError
 from ssb_jax.losses import menu
-from ssb_jax.losses.menu import MENU, TokenInfo, resolve_loss
+from ssb_jax.losses.menu import MENU, TokenInfo, loss_identity, resolve_loss
 
 C, V = 6, 11
 IDS = jnp.arange(C, dtype=jnp.int32)
@@ -215,6 +215,21 @@ def test_a_loss_of_your_own_is_named_by_module_or_file(tmp_path, monkeypatch):
             resolve_loss(name)
     with pytest.raises(SsbError, match="my_own_loss has no thrice"):
         resolve_loss("my_own_loss:thrice")
+
+
+def test_a_loss_of_your_own_is_told_from_an_earlier_one_by_its_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def zero(teacher_logp, student_logp, info): ...\n")
+    before = loss_identity(f"{file}:zero")
+    assert before == loss_identity(f"{file}:zero") != {}
+    file.write_text("def zero(teacher_logp, student_logp, info): return 1\n")
+    assert loss_identity(f"{file}:zero") != before
+    assert loss_identity("ssb") == {}
+
+
+def test_a_function_that_does_not_say_what_it_takes_is_refused():
+    with pytest.raises(SsbError, match="builtins:max' does not say what it takes"):
+        resolve_loss("builtins:max")
 
 
 def test_an_option_without_a_default_must_be_set(tmp_path):

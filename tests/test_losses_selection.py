@@ -15,6 +15,12 @@ STATS = TokenStats(kl=KL, agreement=KL, student_entropy=ENTROPY, teacher_entropy
 WEIGHT = jnp.where(jnp.arange(N) < 16, 1 / 16, 0.0)[None].astype(jnp.float32)  # the last four are padding
 
 
+@pytest.mark.parametrize("rule", ["all", "uncertain", "uncertain_or_wrong"])
+def test_a_micro_batch_in_which_nothing_counts_stays_nothing(rule):
+    """What a leftover batch is filled up with: 0 / 0 made its loss NaN."""
+    np.testing.assert_array_equal(select_tokens(0 * WEIGHT, STATS, rule=rule, share=0.5), 0 * WEIGHT)
+
+
 def test_all_is_all():
     np.testing.assert_array_equal(select_tokens(WEIGHT, STATS, rule="all", share=0.1), WEIGHT)
 

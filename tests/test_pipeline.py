@@ -29,12 +29,12 @@ SMALL = (
 )
 
 
-def command(folder, *more):
+def command(folder, *more, stage="run"):
     return [
         sys.executable,
         "-m",
         "ssb_jax",
-        "run",
+        stage,
         str(ROOT / "configs/tiny.yaml"),
         "--out",
         str(folder),
@@ -53,8 +53,8 @@ TOKENS = {
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | TOKENS
 
 
-def run(folder, *more):
-    return subprocess.run(command(folder, *more), capture_output=True, text=True, env=ENVIRONMENT)
+def run(folder, *more, stage="run"):
+    return subprocess.run(command(folder, *more, stage=stage), capture_output=True, text=True, env=ENVIRONMENT)
 
 
 def lines(path):
@@ -198,6 +198,28 @@ def test_a_complete_run_is_skipped_and_other_settings_are_refused(straight):
     assert longer.returncode == 1
     assert "distillation of another run: epochs was 2, now 3" in longer.stderr
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.jsonl")}
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "message"),
+    [
+        ("teach", ("--rollouts.num_samples", "9"), "rollouts of another run: num_samples was 4, now 9"),
+        (
+            "targets",
+            ("--prompts.teach_stop", "false"),
+            "prompts.teach_stop was True, now False",
+        ),
+        ("distill", ("--targets.encoding", "logits"), "targets of another run: encoding was hidden, now logits"),
+        ("eval", ("--distillation.loss", "jsd"), "distillation of another run: loss was ssb, now jsd"),
+    ],
+)
+def test_a_stage_refuses_settings_that_what_came_before_it_was_not_made_with(straight, stage, change, message):
+    folder, _ = straight
+    settings = (folder / "config.yaml").read_text()
+    other = run(folder, *change, stage=stage)
+    assert other.returncode == 1, other.stdout
+    assert message in other.stderr
+    assert (folder / "config.yaml").read_text() == settings
 
 
 def test_no_mixed_question_says_so_with_the_counts(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssb_jax.answering import _generate_retrying
 from ssb_jax.config import Engine, Lora, SsbError
 from ssb_jax.model.lora import init_lora
 from ssb_jax.model.sharding import make_mesh
@@ -213,6 +215,17 @@ def test_too_many_failures_stop_the_run_and_lose_nothing(untied):
         done.extend(completions)
     assert [c.stop for c in done].count(StopReason.LENGTH) == 8
     assert [c.stop for c in done].count(StopReason.FAILED) == 6
+
+
+@pytest.mark.parametrize("left", [40, 8])
+def test_failures_are_a_share_of_all_that_was_asked(untied, left):
+    """Not of what is tried again, nor of the rest that a killed run had left: two of 40 are few."""
+    params = SamplingParams(temperature=0.0, max_new_tokens=3)
+    requests = [Request(f"q{i}", (5 if i < 38 else 62,), params) for i in range(40 - left, 40)]
+    workspace = SimpleNamespace(model=poisoned(untied, 62), mesh=None, config=SimpleNamespace(engine=FEW))
+    done = list(_generate_retrying(requests, attempts=2, seed=0, lora=None, workspace=workspace, asked=40))
+    assert len(done) == left
+    assert sorted(c.id for c in done if c.stop is StopReason.FAILED) == ["q38", "q39"]
 
 
 def test_bad_requests_are_refused_before_the_start(model):

@@ -119,7 +119,7 @@ def load_student(config: Config, workspace: Workspace, adapter: Path) -> "peft.P
     save_adapter(init_lora(shape, config.lora, key=run_keys(config.seed)[0]), adapter, base=config.model.path)
     base = transformers.Qwen2ForCausalLM.from_pretrained(base_folder, dtype=getattr(torch, workspace.dtype.name))
     student = peft.PeftModel.from_pretrained(base.to(device), adapter, is_trainable=True)
-    if config.distillation.remat != "none":
+    if config.distillation.remat == "full":  # it knows no `dots`
         # Renamed in transformers 5.23, where the old name warns.
         enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
         enable({"use_reentrant": False})

@@ -48,6 +48,7 @@ def bench_distill(
     Args:
       against: "torch" or None.
       pairs: a run folder whose pairs are taken. None: random tokens, `prompt` and `reply` of them.
+      remat: kinds of `distillation.remat`; PyTorch has no `dots`.
       steps: optimizer steps, of `distillation.batch_size` examples each; at least 3.
 
     Raises:
@@ -62,8 +63,8 @@ def bench_distill(
         write_jsonl(folder / "pairs.jsonl", chosen)
         targets = in_process("targets", config, folder)
         measured = {}
-        theirs = tuple(dict.fromkeys("none" if kind == "none" else "full" for kind in remat)) if against else ()
-        for side, kinds in (("ours", remat), ("torch", theirs)):
+        kinds_of = {"ours": remat, "torch": [kind for kind in remat if kind != "dots"] or ["none"] if against else []}
+        for side, kinds in kinds_of.items():
             for kind in kinds:
                 changed = with_settings(config, distillation={"remat": kind, "epochs": epochs, "tensorboard": False})
                 measured[f"{side}, remat {kind}"] = summary = _summary(in_process(side, changed, folder), steps)

@@ -14,6 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import jax
@@ -110,7 +111,7 @@ def _run_engine(workspace: Workspace, requests: Sequence[Request]) -> dict:
 
     def keep(stats: EngineStats) -> None:
         nonlocal last
-        last = stats
+        last = replace(stats, slots=max(stats.slots, last.slots))  # the tail goes on with fewer
 
     config = workspace.config
     model, mesh = workspace.model, workspace.mesh

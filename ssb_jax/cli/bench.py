@@ -50,7 +50,12 @@ def _on_pairs(function):
 @click.option("--against", type=click.Choice(["torch"]), help="The published trainer on the same pairs.")
 @click.option("--steps", type=click.IntRange(3), default=5, show_default=True, help="The first is not counted.")
 @click.option(
-    "--remat", multiple=True, default=["none", "dots", "full"], show_default=True, help="Can be given several times."
+    "--remat",
+    type=click.Choice(["none", "dots", "full"]),
+    multiple=True,
+    default=["none", "dots", "full"],
+    show_default=True,
+    help="Can be given several times.",
 )
 def bench_distill(
     config: Path, overrides: tuple[str, ...], against: str | None, steps: int, remat: tuple[str, ...], **pairs
@@ -59,7 +64,8 @@ def bench_distill(
     settings = load_settings(config, overrides)
     from ssb_jax.bench.distill import bench_distill as measure
 
-    click.echo(json.dumps(measure(settings, against=against, steps=steps, remat=remat, **pairs), indent=1))
+    kinds = tuple(dict.fromkeys(remat))
+    click.echo(json.dumps(measure(settings, against=against, steps=steps, remat=kinds, **pairs), indent=1))
 
 
 @bench.command("targets", context_settings={"ignore_unknown_options": True})

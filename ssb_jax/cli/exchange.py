@@ -20,10 +20,11 @@ def exchange(
     """
     if (target is None) == (source is None):
         raise click.UsageError("expected either --write FOLDER or --read FOLDER")
-    with opened(config, out, overrides) as (_, current):
+    with opened(config, out, overrides) as (pipeline, current):
         from ssb_jax.exchange import read_scripts_files, write_scripts_files
 
         if target is not None:
+            pipeline.confirm(current)
             note(f"{write_scripts_files(current, target)} pairs written to {target}")
         else:
             note(f"{read_scripts_files(current, source)} pairs taken from {source}; go on with `ssb distill`")

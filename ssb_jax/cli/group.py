@@ -87,19 +87,22 @@ class OutputFile(LocalPath):
         return path
 
 
+OVERRIDES = "OVERRIDES change settings of CONFIG: --section.key VALUE or --section.key=VALUE, such as --lora.rank 8."
+
+
 def in_run_folder(function):
     """Arguments of a command that works in a run folder."""
     function = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)(function)
     function = click.option("--out", required=True, callback=place, help="The run's folder, or its URL.")(function)
     function = click.argument("config", type=LocalPath())(function)
     settings = {"ignore_unknown_options": True}
-    return main.command(context_settings=settings)(function)
+    return main.command(context_settings=settings, epilog=OVERRIDES)(function)
 
 
 def place(context: click.Context, option: click.Parameter, value: str) -> Path | str:
     """What --out names: a folder, or a URL such as gs://bucket/run (ssb_jax/remote)."""
-    if re.match(r"\w+:/(?!/)", value):
-        raise click.BadParameter(f"expected a folder, or a URL such as gs://bucket/run, got {value}")
+    if not value or re.match(r"\w+:/(?!/)", value):
+        raise click.BadParameter(f"expected a folder, or a URL such as gs://bucket/run, got {value!r}")
     return value if "://" in value else Path(value)
 
 

@@ -22,10 +22,12 @@ def export(folder: Path, peft: Path | None, merged: Path | None) -> None:
 
 @main.command("pretrain-tiny")
 @click.option("--out", required=True, type=LocalPath(), help="Folder for the checkpoint.")
-@click.option("--steps", type=int, help="Optimizer steps; the shipped model's by default.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", type=click.IntRange(1), help="Optimizer steps; the shipped model's by default.")
+@click.option("--seed", default=0, show_default=True, help="Of the weights and the corpus.")
 def pretrain_tiny(out: Path, steps: int | None, seed: int) -> None:
     """Pretrain the small model that ships in the package, from nothing."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise click.UsageError(f"--out {out}: expected a folder that is new or empty")
     from ssb_jax.tiny.pretrain import pretrain_tiny as pretrain
 
     pretrain(out, seed=seed, **({} if steps is None else {"steps": steps}))

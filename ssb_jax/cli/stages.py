@@ -60,6 +60,7 @@ def teach(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
 def targets(config: Path, out: Path | str, overrides: tuple[str, ...], fidelity: bool) -> None:
     """The teacher's distributions on the pairs' replies."""
     with opened(config, out, overrides) as (pipeline, current):
+        pipeline.confirm(current)
         if fidelity:
             from ssb_jax.lab.fidelity import measure_fidelity
 
@@ -72,6 +73,7 @@ def targets(config: Path, out: Path | str, overrides: tuple[str, ...], fidelity:
 def distill(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """Train the LoRA student."""
     with opened(config, out, overrides) as (pipeline, current):
+        pipeline.confirm(current)
         pipeline.distil(current)
 
 
@@ -85,6 +87,7 @@ def eval(
     with opened(config, out, overrides) as (pipeline, current):
         if not current.config.evaluation.sets:
             raise SsbError("expected at least one set in evaluation.sets, found none")
+        pipeline.confirm(current)
         print_results(pipeline.evaluate(current, adapter=adapter, answers=answers))
 
 

@@ -27,7 +27,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
       SsbError: the file is missing or not YAML, a key is unknown (with the nearest known one), a value is not valid.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise SsbError(f"no configuration file {path}; expected a YAML file such as configs/tiny.yaml")
     tree = read_yaml(path)
     if not OmegaConf.is_dict(tree):
@@ -110,13 +110,13 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     pending = None
     for word in overrides:
         if pending is not None:
-            yield pending, _value(word)
+            yield pending, _value(pending, word)
             pending = None
         elif word.startswith("--") and len(word) > 2:
             key, equals, value = word[2:].partition("=")
             key = key.replace("-", "_")
             if equals:
-                yield key, _value(value)
+                yield key, _value(key, value)
             else:
                 pending = key
         else:
@@ -125,11 +125,18 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         raise SsbError(f"the override --{pending} has no value")
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
     """A value of the command line, read as YAML; but `#` begins no comment there."""
     if re.search(r"(^|\s)#", text) and text[0] not in "\"'[{":
         return text
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise SsbError(
+            f"--{key}: {text!r} cannot be read as YAML ({reason}); if it is text, put it in quotes of its own: "
+            f"--{key} '\"...\"'"
+        ) from None
 
 
 def _explain(error: dict) -> str:
@@ -140,8 +147,11 @@ def _explain(error: dict) -> str:
         return f"unknown setting {where}" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] == "missing":
         return f"{where} is required"
-    got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"  # a whole section says nothing
-    return f"{where}: {error['msg'].removeprefix('Value error, ').lower()}{got}"
+    message = error["msg"].removeprefix("Value error, ")
+    got = f", got {error['input']!r}"
+    if isinstance(error["input"], dict):  # a whole section says nothing
+        got = ", got `key: value`; put text with a colon in quotes" if error["type"] == "string_type" else ""
+    return f"{where}: {message[:1].lower()}{message[1:]}{got}"
 
 
 def _known_keys(location: tuple) -> list[str]:

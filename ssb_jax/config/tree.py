@@ -4,9 +4,9 @@ Longer than other files on purpose: whoever looks for a setting finds all of the
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ssb_jax.config.benchmarks import with_benchmark
 
@@ -15,6 +15,17 @@ class Section(BaseModel):
     """A group of settings: frozen, no unknown keys, each field documented by the string under it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_true(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[info.field_name].annotation):
+            raise ValueError(f"expected no {str(value).lower()} here (yes, no, on and off are YAML's spellings of it)")
+        return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -124,6 +124,7 @@ def _replay(model, lora, sample: Sample, batch: Batch, names, losses: Mapping[st
     for (states, pull), micro in zip(student, sample.micros(batch), strict=True):
         seen = {name: look(states, micro, model) for name, look in examine.items()}
         for name, found in seen.items():
+            _refuse_not_finite(name, found, micro, names)
             cotangent = (found["gradient"] * micro.weight[..., None]).astype(states.dtype)
             with use_mesh(sample.mesh):
                 (gradient,) = pull(cotangent)
@@ -136,6 +137,18 @@ def _replay(model, lora, sample: Sample, batch: Batch, names, losses: Mapping[st
         for name, gradient in totals.items()
     }
     return rows, {name: (norm[name], cosines[name]) for name in totals}
+
+
+def _refuse_not_finite(name: str, found: Mapping[str, Array], micro: Batch, names: Sequence[str]) -> None:
+    counted = np.asarray(micro.weight) > 0
+    sound = np.isfinite(np.asarray(found["value"])) & np.isfinite(np.asarray(found["gradient"])).all(-1)
+    where = np.argwhere(counted & ~sound)
+    if len(where):
+        example = names[int(np.asarray(micro.example)[tuple(where[0])])]
+        raise SsbError(
+            f"ssb losses: {name} or its gradient is not finite at {len(where)} of {counted.sum()} reply tokens, the "
+            f"first of {example}; mind log(0) and divisions by 0 in it"
+        )
 
 
 def _examiner(objective: Objective, chunk: int, temperature: float):

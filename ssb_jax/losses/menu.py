@@ -15,6 +15,7 @@ Notation: p_T teacher, p_S student, sg stop-gradient, y the reply token.
 
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -22,6 +23,8 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -260,7 +263,7 @@ def resolve_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
             + f". Known: {', '.join(MENU)}, or module:function of your own"
         )
     options = dict(options or {})
-    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    keywords = [p for p in _signature(name, function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     known = [p.name for p in keywords]
     unknown = sorted(set(options) - set(known))
     missing = [p.name for p in keywords if p.default is p.empty and p.name not in options]
@@ -273,28 +276,49 @@ def resolve_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
     return functools.partial(function, **options) if options else function
 
 
-def _import_loss(name: str) -> Loss:
-    """Imports a user's function; modules are also looked for in the current folder."""
-    place, _, attribute = name.rpartition(":")
+def loss_identity(name: str) -> dict[str, str]:
+    """What tells a loss of the user's own from an earlier one of the same name: its file. Empty for the menu's."""
+    file = getattr(_import_module(name), "__file__", None) if ":" in name else None
+    return {} if file is None else {"loss_file": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
+
+
+def _import_module(name: str) -> ModuleType:
+    """Imports the module of a user's function; modules are also looked for in the current folder."""
+    place = name.rpartition(":")[0]
     try:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location("ssb_jax_user_loss", place)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-        else:
-            sys.path.insert(0, os.getcwd())
-            try:
-                module = importlib.import_module(place)
-            finally:
-                sys.path.remove(os.getcwd())
-        function = getattr(module, attribute, None)
+            return module
+        sys.path.insert(0, os.getcwd())
+        try:
+            return importlib.import_module(place)
+        finally:
+            sys.path.remove(os.getcwd())
     except (Exception, SystemExit) as error:  # whatever a user's file does
         raise SsbError(
             f"distillation.loss: {name!r} cannot be imported ({type(error).__name__}: {error}); expected "
             f"module:function or path/to/file.py:function"
         ) from None
+
+
+def _import_loss(name: str) -> Loss:
+    """A user's function."""
+    place, _, attribute = name.rpartition(":")
+    function = getattr(_import_module(name), attribute, None)
     if function is None:
         raise SsbError(f"distillation.loss: {name!r}: {place} has no {attribute or 'function named after the colon'}")
     if not callable(function):
         raise SsbError(f"distillation.loss: {name!r} is not a function")
     return function
+
+
+def _signature(name: str, function: Loss) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # of a function in C
+        raise SsbError(
+            f"distillation.loss: {name!r} does not say what it takes; expected a Python function of "
+            "(teacher_logp, student_logp, info)"
+        ) from None

@@ -33,7 +33,7 @@ def select_tokens(
         uncertain = _largest(stats.student_entropy, counted, wanted / 2)
         kept = uncertain | _largest(stats.kl, counted & ~uncertain, wanted / 2)
     selected = jnp.where(kept, weight, 0.0)
-    return selected * (jnp.sum(weight) / jnp.sum(selected))
+    return _same_sum(selected, weight)
 
 
 def fall_with_disagreement(
@@ -54,7 +54,12 @@ def fall_with_disagreement(
     start = at(before, first)
     total = jnp.maximum(at(before + gap, last) - start, 1e-30)
     falling = weight * (1 + gamma * (1 - (before - start) / total))
-    return falling * (jnp.sum(weight) / jnp.maximum(jnp.sum(falling), 1e-30))
+    return _same_sum(falling, weight)
+
+
+def _same_sum(changed: Float[Array, "groups P"], weight: Float[Array, "groups P"]) -> Float[Array, "groups P"]:
+    """Changed weights, scaled to the sum of the old ones; a micro-batch in which nothing counts stays all zeros."""
+    return changed * (jnp.sum(weight) / jnp.maximum(jnp.sum(changed), 1e-30))
 
 
 def _largest(

@@ -67,7 +67,7 @@ def resolve_model(path: str | Path, revision: str | None = None) -> Path:
 
         return fetched(str(path))
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False also for a name that no folder can have
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith((".", "/")):
         raise SsbError(

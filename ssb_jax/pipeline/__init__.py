@@ -13,7 +13,7 @@ batch sizes of forward passes, logging) are not part of what a folder is made fr
 
 from ssb_jax.pipeline.evaluation import evaluate
 from ssb_jax.pipeline.funnel import funnel, funnel_of
-from ssb_jax.pipeline.methods import reinforce, run_all, survey, train
+from ssb_jax.pipeline.methods import confirm, reinforce, run_all, survey, train
 from ssb_jax.pipeline.pairs import load_pairs, make_pairs, roll_out, teach
 from ssb_jax.pipeline.run import Run, keeping_config, load_questions
 from ssb_jax.pipeline.student import check_settings, distil, make_targets
@@ -22,6 +22,7 @@ from ssb_jax.pipeline.views import hints_by_id, view_pairs
 __all__ = [
     "Run",
     "check_settings",
+    "confirm",
     "distil",
     "evaluate",
     "funnel",

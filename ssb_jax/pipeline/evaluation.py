@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from ssb_jax import hosts
+from ssb_jax.answering import check_questions
 from ssb_jax.artifacts import Manifest, digest, file_digest, read_jsonl, read_manifest
 from ssb_jax.config import EvaluationSet, SsbError
 from ssb_jax.console import note
@@ -101,10 +102,10 @@ def _settings(run: Run, *, trained: bool, with_base: bool) -> dict[str, Any]:
 
 
 def load_sets(run: Run) -> None:
-    """Loads the questions of every evaluation set and keeps them, so that one that is missing is known before the
-    work and not after it."""
+    """Loads the questions of every evaluation set and keeps them, so that one that is missing, or too long, is known
+    before the work and not after it."""
     for evaluation_set in run.config.evaluation.sets:
-        _members(run, evaluation_set)
+        check_questions(_members(run, evaluation_set), run.workspace)
 
 
 def _members(run: Run, evaluation_set: EvaluationSet) -> list[Question]:

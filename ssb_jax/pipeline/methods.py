@@ -11,9 +11,18 @@ from ssb_jax import hosts
 from ssb_jax.answering import load_rollouts
 from ssb_jax.artifacts import Manifest, read_jsonl, read_manifest, write_jsonl
 from ssb_jax.config import SsbError
+from ssb_jax.losses.menu import loss_identity
 from ssb_jax.pipeline.evaluation import evaluate, load_sets
 from ssb_jax.pipeline.funnel import funnel
-from ssb_jax.pipeline.pairs import load_pairs, make_pairs, refuse_other_number_of_pairs, roll_out, verify_block
+from ssb_jax.pipeline.pairs import (
+    check_new_questions,
+    load_pairs,
+    make_pairs,
+    refuse_other_number_of_pairs,
+    roll_out,
+    taken_from_scripts,
+    verify_block,
+)
 from ssb_jax.pipeline.run import Run, blocks, completed, load_questions, prompt_identity, settings_of
 from ssb_jax.pipeline.student import SPEED_OF_DISTILLATION, check_settings, distil, make_targets
 from ssb_jax.records import Hint, Outcome, Pair, Question, Verdict
@@ -53,6 +62,26 @@ def run_all(run: Run) -> dict[str, dict]:
     return evaluate(run)
 
 
+def confirm(run: Run) -> None:
+    """Compares the settings with those that the run's pairs, targets and adapter were made from, as far as they are
+    complete, and makes nothing: for commands that begin after them.
+
+    Raises:
+      SsbError: naming the setting that differs.
+    """
+    if read_manifest(run.training_folder) is not None and not taken_from_scripts(run):
+        train(run)
+        return
+    if read_manifest(run.folder / "pairs") is None or taken_from_scripts(run):
+        return
+    if run.config.method == "rft":
+        make_own_pairs(run)
+    else:
+        make_pairs(run)
+    if read_manifest(run.folder / "targets") is not None:
+        make_targets(run)
+
+
 def survey(run: Run) -> dict[str, int]:
     """How many questions are left after each step of the run's method."""
     trained = read_manifest(run.training_folder)
@@ -77,6 +106,8 @@ def make_own_pairs(run: Run) -> list[Pair]:
       SsbError: no question was answered right.
     """
     refuse_other_number_of_pairs(run)
+    if read_manifest(run.folder / "pairs") is None:
+        check_new_questions(run)
     wanted, right, sources, asked = run.config.teaching.max_pairs, [], [], 0
     for block, members in blocks(run):
         sources.append(verify_block(run, block, members))
@@ -171,6 +202,7 @@ def distil_on_policy(run: Run) -> Manifest:
         "seed": config.seed,
         "lora": settings_of(config.lora),
         "distillation": settings_of(config.distillation, leave_out=SPEED_OF_DISTILLATION),
+        **loss_identity(config.distillation.loss),
         **settings_of(config.on_policy, leave_out=("checkpoint_every",)),
     }
     return completed(

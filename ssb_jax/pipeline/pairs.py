@@ -1,6 +1,6 @@
 """From questions to training pairs, block by block until there are enough."""
 
-from ssb_jax.answering import load_rollouts
+from ssb_jax.answering import check_questions, load_rollouts
 from ssb_jax.artifacts import Manifest, read_jsonl, read_manifest, write_jsonl
 from ssb_jax.config import SsbError
 from ssb_jax.console import mapping, note
@@ -18,7 +18,14 @@ def roll_out(run: Run) -> int:
     """
     wanted = run.config.teaching.max_pairs
     refuse_other_number_of_pairs(run)
+    if run.config.rollouts.temperature == 0:
+        raise SsbError(
+            "rollouts.temperature is 0: all samples of a question would be the same, and none right where another is "
+            "wrong; set it above 0 (published: 0.8)"
+        )
     taught = _taught_pairs(run)
+    if wanted is None or taught < wanted:
+        check_new_questions(run)
     waiting = 0
     for block, members in blocks(run):
         enough = wanted is not None and waiting >= wanted - taught
@@ -28,6 +35,17 @@ def roll_out(run: Run) -> int:
         if read_manifest(run.block_folder(block, "teaching")) is None:
             waiting += mixed
     return waiting
+
+
+def check_new_questions(run: Run) -> None:
+    """Whether every question that has no rollouts yet can be asked: said before the first is.
+
+    Raises:
+      SsbError: naming one that fills the model's context.
+    """
+    for block, members in blocks(run):
+        if read_manifest(run.block_folder(block, "rollouts")) is None:
+            check_questions(members, run.workspace)
 
 
 def teach(run: Run) -> bool:
@@ -46,6 +64,7 @@ def teach(run: Run) -> bool:
             raise SsbError(f"{run.folder} has no hints to teach with; run `ssb rollout` first")
         if hinted is None:
             return False
+        _roll_out_block(run, block, members, quiet=True)  # complete: only compares the settings
         sources.append(_teach_block(run, block, members, hinted))
         found += sources[-1].counts["pairs"]
         if wanted is not None and found >= wanted:
@@ -73,7 +92,13 @@ def load_pairs(run: Run) -> list[Pair]:
     return read_jsonl(run.folder / "pairs" / "pairs.jsonl", Pair)
 
 
-def verify_block(run: Run, block: int, members: list[Question]) -> Manifest:
+def taken_from_scripts(run: Run) -> bool:
+    """Whether the pairs came from the published scripts' files, not of rollouts of the run."""
+    pairs = read_manifest(run.folder / "pairs")
+    return pairs is not None and "scripts" in pairs.made_from
+
+
+def verify_block(run: Run, block: int, members: list[Question], *, quiet: bool = False) -> Manifest:
     """Rollouts of one block and their verification."""
     config, workspace = run.config, run.workspace
     label = f"block {block}: " if run.config.rollouts.block_size else ""
@@ -89,6 +114,7 @@ def verify_block(run: Run, block: int, members: list[Question]) -> Manifest:
             **settings_of(config.rollouts, leave_out=("block_size", "attempts")),
         },
         lambda: rollouts.run(members, folder["rollouts"], workspace=workspace, description=f"{label}rollouts"),
+        quiet=quiet,
     )
     return completed(
         folder["verification"],
@@ -102,13 +128,14 @@ def verify_block(run: Run, block: int, members: list[Question]) -> Manifest:
             description=f"{label}verification",
         ),
         alone=True,
+        quiet=quiet,
     )
 
 
-def _roll_out_block(run: Run, block: int, members: list[Question]) -> int:
+def _roll_out_block(run: Run, block: int, members: list[Question], *, quiet: bool = False) -> int:
     """Rollouts, verification and hints of one block; returns the number of mixed questions."""
     config = run.config
-    source = verify_block(run, block, members)
+    source = verify_block(run, block, members, quiet=quiet)
     folder = {stage: run.block_folder(block, stage) for stage in ("rollouts", "verification", "hints")}
     chosen = completed(
         folder["hints"],
@@ -122,6 +149,7 @@ def _roll_out_block(run: Run, block: int, members: list[Question]) -> int:
             min_wrong_count=config.teaching.min_wrong_count,
         ),
         alone=True,
+        quiet=quiet,
     )
     return chosen.counts["mixed"]
 

@@ -2,6 +2,7 @@
 
 from ssb_jax.artifacts import Manifest, digest, read_manifest
 from ssb_jax.config import Config, SsbError
+from ssb_jax.losses.menu import loss_identity
 from ssb_jax.pipeline.pairs import load_pairs
 from ssb_jax.pipeline.run import Run, completed, settings_of
 from ssb_jax.pipeline.views import view_pairs
@@ -65,6 +66,7 @@ def distil(run: Run) -> Manifest:
             config.distillation,
             leave_out=SPEED_OF_DISTILLATION,
         ),
+        **loss_identity(config.distillation.loss),
     }
     return completed(
         folder,

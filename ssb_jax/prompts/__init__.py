@@ -4,6 +4,7 @@ Templates are Jinja text: `{{ question }}`, and for the hinted prompt `{{ correc
 inserted as they are and never expanded again, so a model's output cannot reach into the template. Knows no tokens.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,13 +94,18 @@ def prompt_texts(settings: Prompts) -> dict[str, str]:
 
 
 def _read(setting: str, name: str) -> str:
-    packaged = Path(__file__).parent / f"{name}.txt"
-    path = packaged if "/" not in name and packaged.is_file() else Path(name).expanduser()
+    path = _path(name, ".txt")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(sorted(p.stem for p in Path(__file__).parent.glob("*.txt")))
         raise SsbError(f"prompts.{setting}: expected one of {known}, or a text file; got {name!r} ({error})") from None
+
+
+def _path(name: str, ending: str) -> Path:
+    """A file of the package by its name, or one of the user's."""
+    packaged = Path(__file__).parent / f"{name}{ending}"
+    return packaged if "/" not in name and os.path.isfile(packaged) else Path(name).expanduser()
 
 
 def _template(setting: str, name: str, variables: set[str]) -> jinja2.Template:
@@ -124,8 +130,7 @@ def _template(setting: str, name: str, variables: set[str]) -> jinja2.Template:
 def _load_examples(path: str | None) -> tuple[Example, ...]:
     if path is None:
         return ()
-    packaged = Path(__file__).parent / f"{path}.yaml"
-    file = packaged if "/" not in path and packaged.is_file() else Path(path).expanduser()
+    file = _path(path, ".yaml")
     try:
         rows = OmegaConf.to_container(read_yaml(file))
         return tuple(pydantic.TypeAdapter(list[Example]).validate_python(rows))

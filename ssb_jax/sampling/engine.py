@@ -41,6 +41,7 @@ def generate(
     settings: EngineSettings,
     mesh: jax.sharding.Mesh | None = None,
     on_stats: Callable[[EngineStats], None] | None = None,
+    asked: int = 0,
 ) -> Iterator[Completion]:
     """Yields one completion for each (request, sample), in the order in which they end.
 
@@ -52,6 +53,7 @@ def generate(
       settings: these change the speed, never the tokens.
       mesh: the mesh on which `model` lies. Slots are split over data and fsdp, heads and vocabulary over tensor.
       on_stats: is called after each chunk.
+      asked: sequences of the work of which these are the rest; failures are a share of at least so many.
 
     Raises:
       SsbError: a request that cannot be generated; slots that do not fit the memory; failures of more than
@@ -62,6 +64,7 @@ def generate(
         for request in requests:
             _check(request, model)
         total = sum(len(request.samples) for request in requests)
+    total = max(total, asked)
     engine = _Engine(model, lora, iter(requests), seed=seed, settings=settings, mesh=mesh, total=total)
     return _run(engine, on_stats)
 

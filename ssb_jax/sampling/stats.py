@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class EngineStats:
     """Counts and seconds since the start; the shares are derived."""
 
-    slots: int = 0  # sequences decoded at once
+    slots: int = 0  # sequences decoded at once, now; of a run that ended, at most
     cache_tokens: int = 0  # S: the present length of the cache
     programs: int = 0  # distinct shapes run, each compiled once (or found in the compilation cache)
     end_of_turn: int = 0  # sequences by how they ended

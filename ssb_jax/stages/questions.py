@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -47,7 +48,7 @@ def load_questions(data: Data) -> tuple[list[Question], int]:
 def source_identity(data: Data) -> str | None:
     """Digest of a question file, so that a changed file is noticed; None for other sources."""
     path = _local(data)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if os.path.isfile(path) else None
 
 
 def _local(data: Data) -> Path:
@@ -61,7 +62,7 @@ def _local(data: Data) -> Path:
 
 def _rows(data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
     path = _local(data)
-    if path.is_file():
+    if os.path.isfile(path):  # False also for a name that no file can have
         yield from _jsonl_rows(path)
     elif data.path.endswith((".jsonl", ".json")) or data.path.startswith((".", "/", "~")):
         raise SsbError(f"no question file {path}; expected JSON lines with `{data.question_column}` and an answer")
