@@ -204,13 +204,9 @@ def test_a_complete_run_is_skipped_and_other_settings_are_refused(straight):
     ("stage", "change", "message"),
     [
         ("teach", ("--rollouts.num_samples", "9"), "rollouts of another run: num_samples was 4, now 9"),
-        (
-            "targets",
-            ("--prompts.teach_stop", "false"),
-            "prompts.teach_stop was True, now False",
-        ),
-        ("distill", ("--targets.encoding", "logits"), "targets of another run: encoding was hidden, now logits"),
-        ("eval", ("--distillation.loss", "jsd"), "distillation of another run: loss was ssb, now jsd"),
+        ("targets", ("--prompts.teach_stop", "false"), "teach_stop was true, now false"),
+        ("distill", ("--targets.encoding", "logits"), 'targets of another run: encoding was "hidden", now "logits"'),
+        ("eval", ("--distillation.loss", "jsd"), 'distillation of another run: loss was "ssb", now "jsd"'),
     ],
 )
 def test_a_stage_refuses_settings_that_what_came_before_it_was_not_made_with(straight, stage, change, message):

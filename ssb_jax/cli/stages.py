@@ -49,6 +49,7 @@ def rollout(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
 def teach(config: Path, out: Path | str, overrides: tuple[str, ...]) -> None:
     """Hinted solutions of every mixed question so far; verified ones become training pairs."""
     with opened(config, out, overrides) as (pipeline, current):
+        pipeline.confirm(current)
         complete = pipeline.teach(current)
         _print_funnel(pipeline.funnel(current))
         if not complete:

@@ -16,6 +16,7 @@ from ssb_jax.pipeline.evaluation import evaluate, load_sets
 from ssb_jax.pipeline.funnel import funnel
 from ssb_jax.pipeline.pairs import (
     check_new_questions,
+    confirm_blocks,
     load_pairs,
     make_pairs,
     refuse_other_number_of_pairs,
@@ -38,6 +39,10 @@ def train(run: Run) -> Manifest:
     """
     if run.config.method in ("grpo", "on-policy", "ssb-torch"):
         hosts.refuse_many(f"method {run.config.method}")
+    return _trained(run)
+
+
+def _trained(run: Run) -> Manifest:
     match run.config.method:
         case "grpo":
             return reinforce(run)
@@ -63,16 +68,19 @@ def run_all(run: Run) -> dict[str, dict]:
 
 
 def confirm(run: Run) -> None:
-    """Compares the settings with those that the run's pairs, targets and adapter were made from, as far as they are
-    complete, and makes nothing: for commands that begin after them.
+    """Compares the settings with those that the run's rollouts, pairs, targets and adapter were made from, as far as
+    they are complete, and makes nothing: for commands that begin after them.
 
     Raises:
       SsbError: naming the setting that differs.
     """
     if read_manifest(run.training_folder) is not None and not taken_from_scripts(run):
-        train(run)
+        _trained(run)
         return
-    if read_manifest(run.folder / "pairs") is None or taken_from_scripts(run):
+    if taken_from_scripts(run):
+        return
+    if read_manifest(run.folder / "pairs") is None:
+        confirm_blocks(run)
         return
     if run.config.method == "rft":
         make_own_pairs(run)
@@ -216,7 +224,11 @@ def distil_on_policy(run: Run) -> Manifest:
 
 def distil_in_torch(run: Run) -> Manifest:
     """Method `ssb-torch`: teacher and student of the published trainer on the run's pairs, order and first adapter."""
-    from ssb_jax.baselines import torch_trainer  # the extra `torch`
+
+    def make() -> dict:
+        from ssb_jax.baselines import torch_trainer  # the extra `torch`
+
+        return torch_trainer.run(load_pairs(run), config=config, folder=folder, workspace=run.workspace)
 
     folder, config = run.training_folder, run.config
     made_from = {
@@ -231,6 +243,6 @@ def distil_in_torch(run: Run) -> Manifest:
         folder,
         "distillation",
         made_from,
-        lambda: torch_trainer.run(load_pairs(run), config=config, folder=folder, workspace=run.workspace),
+        make,
         patterns=("metrics.jsonl", "adapter/*"),
     )

@@ -64,7 +64,6 @@ def teach(run: Run) -> bool:
             raise SsbError(f"{run.folder} has no hints to teach with; run `ssb rollout` first")
         if hinted is None:
             return False
-        _roll_out_block(run, block, members, quiet=True)  # complete: only compares the settings
         sources.append(_teach_block(run, block, members, hinted))
         found += sources[-1].counts["pairs"]
         if wanted is not None and found >= wanted:
@@ -90,6 +89,13 @@ def load_pairs(run: Run) -> list[Pair]:
     if read_manifest(run.folder / "pairs") is None:
         raise SsbError(f"{run.folder}: the pairs are not complete; run `ssb rollout` and `ssb teach` (again) first")
     return read_jsonl(run.folder / "pairs" / "pairs.jsonl", Pair)
+
+
+def confirm_blocks(run: Run) -> None:
+    """Compares the settings with what the blocks that have hints were made from; makes nothing."""
+    for block, members in blocks(run):
+        if read_manifest(run.block_folder(block, "hints")) is not None:
+            _roll_out_block(run, block, members, quiet=True)
 
 
 def taken_from_scripts(run: Run) -> bool:
