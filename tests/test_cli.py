@@ -159,6 +159,12 @@ def test_a_refused_command_leaves_the_settings_of_the_run(tmp_path):
     assert (out / "config.yaml").read_text() == before
 
 
+def test_evaluating_wants_no_training_questions(tmp_path):
+    overrides = ("--questions.path", tmp_path / "nowhere.jsonl", "--model.path", tmp_path / "no-model")
+    assert "no such folder" in one_error(ssb("eval", TINY, "--out", tmp_path / "o", *overrides), 1)
+    assert not (tmp_path / "o" / "questions").exists()
+
+
 def test_eval_without_sets_says_so(tmp_path):
     assert "evaluation.sets" in one_error(ssb("eval", TINY, "--out", tmp_path / "o", "--evaluation.sets", "[]"), 1)
 

@@ -93,6 +93,8 @@ def load_pairs(run: Run) -> list[Pair]:
 
 def confirm_blocks(run: Run) -> None:
     """Compares the settings with what the blocks that have hints were made from; makes nothing."""
+    if not (run.folder / "blocks").exists():
+        return  # nor are questions wanted where nothing was asked: a base model is evaluated without them
     for block, members in blocks(run):
         if read_manifest(run.block_folder(block, "hints")) is not None:
             _roll_out_block(run, block, members, quiet=True)
