@@ -152,6 +152,23 @@ def test_what_prompts_begin_with_is_computed_once(small):
     assert seen[-1].prompt_tokens + seen[-1].reused_prompt_tokens <= total + once
 
 
+def test_the_shortest_prompts_start_first_and_those_of_one_beginning_together(small):
+    beginnings = {"a": tuple(range(48)), "b": tuple(range(60, 10, -1))}
+    lengths = [("b", 30), ("a", 9), ("b", 2), ("a", 1), ("a", 50), ("b", 20)]
+    one = SamplingParams(max_new_tokens=1)
+    requests = [Request(f"{family}{n}", (*beginnings[family], *[7] * n), one) for family, n in lengths]
+    done = list(generate(small, requests, seed=0, settings=Engine(slots=1, chunk=8)))
+    assert [c.id for c in done] == ["a1", "a9", "a50", "b2", "b20", "b30"]
+
+
+def test_a_length_of_the_cache_is_given_for_two_chunks(small):
+    requests = [Request("q", tuple(range(50)) * 2, SamplingParams(max_new_tokens=60))]
+    seen: list[EngineStats] = []
+    done = by_key(generate(small, requests, seed=0, settings=Engine(slots=1, chunk=20), on_stats=seen.append))
+    assert done == by_key(generate_simple(small, requests, seed=0))
+    assert [s.cache_tokens for s in seen] == [192, 192, 192]  # the first chunk alone would do with 128
+
+
 def test_requests_are_read_as_slots_get_free(small):
     read = itertools.count()
     params = SamplingParams(temperature=1.0, max_new_tokens=2)

@@ -227,3 +227,14 @@ def test_params_refuse_values_out_of_range():
         SamplingParams(temperature=-1, top_p=0)
     with pytest.raises(SsbError, match="max_new_tokens must be at least 1, got 0"):
         SamplingParams(max_new_tokens=0)
+
+
+@pytest.mark.parametrize("vocabulary", [49152, 8192, 4136, 4099, 300])
+@pytest.mark.parametrize("digits", [0, 1, 7])
+def test_greatest_by_groups_are_those_of_top_k_ties_too(vocabulary, digits):
+    x = jnp.round(3 * jax.random.normal(jax.random.key(vocabulary), (5, vocabulary)), digits)
+    x = x.at[4].set(0.5)  # ties alone
+    values, ids = jax.jit(f.greatest, static_argnames="count")(x, count=f.CANDIDATES)
+    expected = jax.lax.top_k(x, f.CANDIDATES)
+    np.testing.assert_array_equal(values, expected[0])
+    np.testing.assert_array_equal(ids, expected[1])

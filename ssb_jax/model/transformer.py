@@ -133,7 +133,11 @@ class Transformer(nnx.Module):
         else:
             mask = Mask(positions, jnp.arange(parts[0].length, dtype=jnp.int32), start=start)
         attend = functools.partial(attention, mask=mask, kernel=self.attention)
-        angles = rotary_angles(positions, head_dim=config.head_dim, theta=config.rope_theta)
+        rotary = functools.partial(rotary_angles, head_dim=config.head_dim, theta=config.rope_theta)
+        if len(parts) == 1:
+            angles = rotary(positions)
+        else:  # from a table: beside several scans XLA computes cosines again in every layer, on one core
+            angles = tuple(table[0][positions] for table in rotary(mask.key_index[None]))
 
         def layer(carry, per_layer):
             x, cache = carry

@@ -14,6 +14,7 @@ Two ways lead to the mask of kept tokens, and a row takes the same one whatever 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from ssb_jax.sampling.keys import gumbel
 from ssb_jax.sampling.params import SamplingParams
 
 CANDIDATES = 64
+GROUP = 32  # tokens side by side of which first only the greatest is looked at
 SMALL_VOCABULARY = 256  # up to here every token is a candidate
 MAX_INT = np.int32(2**31 - 1)
 
@@ -175,7 +177,8 @@ def greatest(x: Float[Array, "B V"], count: int) -> tuple[Float[Array, "B M"], I
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return jax.lax.top_k(x, count)
+        by_groups = functools.partial(_top_k_by_groups, count=count)
+        return jax.lax.platform_dependent(x, cpu=by_groups, default=lambda x: tuple(jax.lax.top_k(x, count)))
     layout = spec("batch", "vocab")
 
     # By hand: left to itself, XLA gathers the operand of top_k even along the batch.
@@ -190,6 +193,23 @@ def greatest(x: Float[Array, "B V"], count: int) -> tuple[Float[Array, "B M"], I
         return values, jnp.take_along_axis(ids, places, axis=1)
 
     return of_all(*of_each_part(x))
+
+
+def _top_k_by_groups(x: Float[Array, "B V"], *, count: int) -> tuple[Float[Array, "B M"], Int[Array, "B M"]]:
+    """`jax.lax.top_k`, in half its time on a CPU, where it runs on one core.
+
+    Only the `count` groups of the greatest maxima, the earlier among equals, can hold one of the greatest: any element
+    of another group has `count` before it, one in each of these.
+    """
+    B, V = x.shape
+    size = math.gcd(V, GROUP)
+    if size < GROUP // 4 or 2 * count * size >= V:
+        return tuple(jax.lax.top_k(x, count))
+    groups = x.reshape(B, V // size, size)
+    chosen = jnp.sort(jax.lax.top_k(jnp.max(groups, axis=-1), count)[1], axis=-1)
+    candidates = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(B, count * size)
+    values, places = jax.lax.top_k(candidates, count)
+    return values, jnp.take_along_axis(chosen, places // size, axis=1) * size + places % size
 
 
 def _pick(scores, ids, keep, keys):

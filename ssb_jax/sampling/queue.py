@@ -1,8 +1,8 @@
 """Requests that wait, and prompts whose keys and values are ready: what feeds the slots.
 
 A prompt is computed once for all its samples, and what all prompts begin with (a system message, worked turns) once
-for all of them. Prompts are prefilled in batches of one length bucket, found in a window of requests read ahead, and
-staged until slots take them.
+for all of them. Prompts are prefilled in batches of one length bucket, the shortest of a window of requests read ahead,
+and staged until slots take them.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Queue:
         self._read_ahead()
         if not self.window:
             return
+        self._order()
         self._share_prefix()
         start = len(self.prefix)
         T = self._bucket(self.window[0])
@@ -96,6 +97,15 @@ class Queue:
             tokens[row, : len(own)], lengths[row] = own, len(own)
         cache = self.prefill(tokens, lengths, self.prefix_cache)
         self.staged.extend(Staged(r, deque(r.samples), cache, row) for row, r in enumerate(chosen))
+
+    def _order(self) -> None:
+        """The shortest first, of those that begin with the present prefix: sequences that run together then have like
+        lengths, and the cache, which is as long as its longest, little padding."""
+
+        def turn(request: Request) -> tuple[bool, int]:
+            return not _begins(request.prompt_ids, self.prefix), len(request.prompt_ids)
+
+        self.window = deque(sorted(self.window, key=turn))
 
     def _share_prefix(self) -> None:
         """Finds what the next prompt and its like in the window begin with, and prefills it; keeps it while it fits."""

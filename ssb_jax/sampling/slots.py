@@ -137,16 +137,21 @@ class Slots:
             values[slot] = value[0]
 
     def _fit(self, chunk: int) -> None:
-        """Makes the cache as long, by buckets, as the next chunk may need. It shrinks by half or more, or not."""
+        """Makes the cache long enough for the next chunk. A length that it gets will do, by buckets, for two: each
+        costs a copy, and the first time a compilation. It shrinks by half or more, or not."""
         rows = self.rows
-        last = rows.position + np.minimum(chunk, rows.limit - rows.count)
-        need = bucket(int(last[rows.active].max()), SHORTEST_CACHE)
+
+        def needed(chunks: int) -> int:
+            last = rows.position + np.minimum(chunks * chunk, rows.limit - rows.count)
+            return bucket(int(last[rows.active].max()), SHORTEST_CACHE)
+
+        need = needed(2)
         if self.cache is None:
             shape = {"batch": self.count, "length": need, "dtype": self.dtype, "parts": self.parts}
             self.cache = self.meter.timed(
                 "copy", f"cache of {self.count} x {need}", lambda: device.empty_cache(self.config, **shape)
             )
-        elif need > self.length or 2 * need <= self.length:
+        elif needed(1) > self.length or 2 * need <= self.length:
             self._resize(None, need)
 
     def _resize(self, places: np.ndarray | None, length: int) -> None:
