@@ -186,7 +186,7 @@ class _Engine:
         steps = int((self.slots.rows.limit - self.slots.rows.count).max())
         saved = (self.slots.count - count) * steps * schedule.flops_per_token(self.model)
         if count < self.slots.count and saved > schedule.COMPILATION_FLOPS:
-            self.slots.compact(count)
+            self.slots.compact(count, chunk=self.settings.chunk)
 
     def _prefill(self, tokens: np.ndarray, lengths: np.ndarray, prefix: KVCache | None) -> KVCache:
         (P, T), start = tokens.shape, 0 if prefix is None else prefix.length

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+BATCH = 64  # keys made at once
+
 
 def hash32(text: str) -> int:
     """32 bits of a text, the same in every process (Python's own hash is salted per process)."""
@@ -22,8 +24,8 @@ def hash32(text: str) -> int:
 def sequence_keys(seed: int, names: Sequence[tuple[str, int]]) -> UInt32[np.ndarray, "M 2"]:
     """Key data of each (request id, sample): fold_in(fold_in(key(seed), hash32(id)), sample)."""
     words = np.array([(hash32(name), sample) for name, sample in names], np.uint32).reshape(-1, 2)
-    # Padded to a power of two, so that few sizes are compiled.
-    padded = np.zeros((1 << max(0, len(words) - 1).bit_length(), 2), np.uint32)
+    # Padded to whole batches, so that few sizes are compiled.
+    padded = np.zeros((-(-len(words) // BATCH) * BATCH, 2), np.uint32)
     padded[: len(words)] = words
     # The generator is named: another default would change every rollout.
     key = jax.random.key(seed, impl="threefry2x32")

@@ -104,11 +104,11 @@ class Slots:
             self.cache = self.meter.timed("copy", f"wipe of {self.count} slots", lambda: device.wipe(cache, broken))
         return self._release(np.flatnonzero(rows.active & ~active))
 
-    def compact(self, count: int) -> None:
-        """Goes on with fewer slots, enough for the sequences that run."""
+    def compact(self, count: int, *, chunk: int) -> None:
+        """Goes on with fewer slots, enough for the sequences that run, and a cache that will do for two chunks."""
         kept = [i for i, s in enumerate(self.sequences) if s is not None]
         places = np.array(kept + [kept[0]] * (count - len(kept)), np.int32)  # the rest are idle: any content will do
-        self._resize(places, self.length)
+        self._resize(places, max(self.length, self._needed(2 * chunk)))
         self.rows = jax.tree.map(lambda x: x[places], self.rows)
         self.rows.active[len(kept) :] = False
         self.sequences = [self.sequences[i] for i in kept] + [None] * (count - len(kept))
@@ -136,22 +136,22 @@ class Slots:
         for values, value in zip(jax.tree.leaves(rows.filters), jax.tree.leaves(stack_filters([params])), strict=True):
             values[slot] = value[0]
 
-    def _fit(self, chunk: int) -> None:
-        """Makes the cache long enough for the next chunk. A length that it gets will do, by buckets, for two: each
-        costs a copy, and the first time a compilation. It shrinks by half or more, or not."""
+    def _needed(self, steps: int) -> int:
+        """The length, by buckets, that the sequences need for so many steps more."""
         rows = self.rows
+        last = rows.position + np.minimum(steps, rows.limit - rows.count)
+        return bucket(int(last[rows.active].max()), SHORTEST_CACHE)
 
-        def needed(chunks: int) -> int:
-            last = rows.position + np.minimum(chunks * chunk, rows.limit - rows.count)
-            return bucket(int(last[rows.active].max()), SHORTEST_CACHE)
-
-        need = needed(2)
+    def _fit(self, chunk: int) -> None:
+        """Makes the cache long enough for the next chunk. A length that it gets will do for two: each costs a copy, and
+        the first time a compilation. It shrinks by half or more, or not."""
+        need = self._needed(2 * chunk)
         if self.cache is None:
             shape = {"batch": self.count, "length": need, "dtype": self.dtype, "parts": self.parts}
             self.cache = self.meter.timed(
                 "copy", f"cache of {self.count} x {need}", lambda: device.empty_cache(self.config, **shape)
             )
-        elif needed(1) > self.length or 2 * need <= self.length:
+        elif self._needed(chunk) > self.length or 2 * need <= self.length:
             self._resize(None, need)
 
     def _resize(self, places: np.ndarray | None, length: int) -> None:
@@ -166,7 +166,7 @@ class Slots:
 
     def _copy(self, staged: KVCache, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies rows of a prefill into slots: `pairs` are (slot, row)."""
-        size = next(n for n in (1, 4, 16, 64, self.count) if n >= min(len(pairs), self.count))  # few shapes
+        size = next(n for n in (1, 8, 64, self.count) if n >= min(len(pairs), self.count))  # few shapes
         slots, sources = np.full(size, self.count, np.int32), np.zeros(size, np.int32)
         slots[: len(pairs)], sources[: len(pairs)] = np.array(pairs, np.int32).T
         cache, self.cache = self.cache, None
