@@ -18,7 +18,7 @@ from ssb_jax.model.lora import init_lora
 from ssb_jax.model.sharding import make_mesh
 from ssb_jax.model.transformer import ModelConfig, Transformer, model_shardings
 from ssb_jax.records import StopReason
-from ssb_jax.sampling import Request, SamplingParams, device, generate, generate_simple, schedule
+from ssb_jax.sampling import Request, SamplingParams, device, generate, generate_simple, queue, schedule
 from ssb_jax.sampling.engine import EngineStats
 
 CONFIG = ModelConfig(
@@ -137,7 +137,8 @@ def test_cache_grows_shrinks_and_the_tail_is_compacted(monkeypatch):
 
 
 def test_what_prompts_begin_with_is_computed_once(small):
-    """Two families of prompts, each with its own beginning; a window of only one family uses the family's."""
+    """Two families of prompts, each with its own beginning. The second, whose prompts are the shortest, comes first in
+    the window that has both; what is left of it comes alone in the next."""
     params = SamplingParams(temperature=1.0, max_new_tokens=4)
     beginnings = [tuple(range(10, 59)) * 2, tuple(range(60, 30, -1)) * 3]
     requests = [
@@ -150,7 +151,7 @@ def test_what_prompts_begin_with_is_computed_once(small):
     assert done == by_key(generate_simple(small, requests, seed=1))
     total = sum(len(r.prompt_ids) for r in requests)
     assert seen[-1].reused_prompt_tokens > 0.5 * total
-    once = 96 + 64  # each beginning, in steps of 32
+    once = 64 + 96 + 64  # each beginning, in steps of 32, for each window's family
     assert seen[-1].prompt_tokens + seen[-1].reused_prompt_tokens <= total + once
 
 
@@ -161,6 +162,15 @@ def test_the_shortest_prompts_start_first_and_those_of_one_beginning_together(sm
     requests = [Request(f"{family}{n}", (*beginnings[family], *[7] * n), one) for family, n in lengths]
     done = list(generate(small, requests, seed=0, settings=Engine(slots=1, chunk=8)))
     assert [c.id for c in done] == ["a1", "a9", "a50", "b2", "b20", "b30"]
+
+
+def test_a_long_prompt_waits_for_its_window_alone(small):
+    one, read = SamplingParams(max_new_tokens=1), itertools.count()
+    incoming = (Request(f"q{i}", (i % 60,) * (90 if i == 0 else 2), one) for i in read)
+    done = list(
+        itertools.islice(generate(small, incoming, seed=0, settings=Engine(slots=1, chunk=8)), queue.WINDOW + 9)
+    )
+    assert 0 < [c.id for c in done].index("q0") < len(done)
 
 
 def test_a_length_of_the_cache_is_given_for_two_chunks(small):
@@ -333,9 +343,9 @@ def test_sequences_that_do_not_fit_together_wait_for_fewer_slots(small, monkeypa
     budget = schedule.Budget(tokens=2 * 128, bytes=0, bytes_per_token=1)
     monkeypatch.setattr(schedule, "cache_budget", lambda *_, **__: budget)
     short, long = SamplingParams(max_new_tokens=3), SamplingParams(max_new_tokens=140)
-    requests = [Request(f"q{i}", (i % 60,), short) for i in range(70)] + [Request("long", (5,), long)]
+    requests = [Request(f"q{i}", (i % 60,), short) for i in range(200)] + [Request("long", (5,), long)]
     seen: list[EngineStats] = []
     done = by_key(generate(small, iter(requests), seed=0, settings=Engine(chunk=7), on_stats=seen.append))
     assert [seen[0].slots, seen[-1].slots] == [2, 1]
-    assert len(done) == 71
+    assert len(done) == 201
     assert done["long", 0].stop is StopReason.LENGTH

@@ -1,8 +1,8 @@
 """Requests that wait, and prompts whose keys and values are ready: what feeds the slots.
 
 A prompt is computed once for all its samples, and what all prompts begin with (a system message, worked turns) once
-for all of them. Prompts are prefilled in batches of one length bucket, the shortest of a window of requests read ahead,
-and staged until slots take them.
+for all of them. Requests are read ahead in windows; the prompts of a window are prefilled in batches of one length
+bucket, the shortest first, and staged until slots take them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ssb_jax.model.cache import KVCache
 from ssb_jax.sampling.params import Request
 from ssb_jax.sampling.schedule import SHORTEST_PROMPT, bucket, prefill_rows
 
-WINDOW = 64  # requests read ahead
+WINDOW = 128  # requests read ahead at once, enough for whole batches of each bucket
 PREFIX_STEP = 32  # a shared prefix has a multiple of this length, so that few are compiled
 
 
@@ -61,11 +61,15 @@ class Queue:
 
     def known(self) -> tuple[list[Request], int | None]:
         """The requests that wait, as far as they are read, and their number of sequences (None: there may be more)."""
+        self._read_window()
         requests = [s.request for s in self.staged] + list(self.window)
         count = sum(len(s.samples) for s in self.staged) + sum(len(r.samples) for r in self.window)
         return requests, count if self.finished else None
 
-    def _read_ahead(self) -> None:
+    def _read_window(self) -> None:
+        """The next window, if the present one is empty."""
+        if self.window:
+            return
         while not self.finished and len(self.window) < WINDOW:
             request = next(self.incoming, None)
             if request is None:
@@ -77,7 +81,7 @@ class Queue:
 
     def _stage(self) -> None:
         """Prefills the next prompt, with those of the window that share its length bucket."""
-        self._read_ahead()
+        self._read_window()
         if not self.window:
             return
         self._order()
@@ -100,7 +104,8 @@ class Queue:
 
     def _order(self) -> None:
         """The shortest first, of those that begin with the present prefix: sequences that run together then have like
-        lengths, and the cache, which is as long as its longest, little padding."""
+        lengths, and the cache, which is as long as its longest, little padding. A window is emptied before the next is
+        read: the long ones would else wait for the end, and fill it."""
 
         def turn(request: Request) -> tuple[bool, int]:
             return not _begins(request.prompt_ids, self.prefix), len(request.prompt_ids)
