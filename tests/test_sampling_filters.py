@@ -204,9 +204,10 @@ def test_noise_depends_on_key_and_id_alone():
     assert np.abs(np.mean(whole) - np.euler_gamma) < 0.1
 
 
+@pytest.mark.parametrize("vocabulary", [300, 8192])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_rows_without_a_distribution_are_reported_and_harm_no_other(poison):
-    logits = np.random.default_rng(2).normal(0, 2, (4, 300)).astype(np.float32)
+def test_rows_without_a_distribution_are_reported_and_harm_no_other(poison, vocabulary):
+    logits = np.random.default_rng(2).normal(0, 2, (4, vocabulary)).astype(np.float32)
     params = [MIXED[1], MIXED[2], MIXED[11], MIXED[0]]
     clean, _ = draw(logits, params, some_keys(4))
     logits[1, 17] = poison

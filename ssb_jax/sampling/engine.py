@@ -43,7 +43,8 @@ def generate(
     on_stats: Callable[[EngineStats], None] | None = None,
     asked: int = 0,
 ) -> Iterator[Completion]:
-    """Yields one completion for each (request, sample), in the order in which they end.
+    """Yields one completion for each (request, sample), in the order in which they end. Of the requests read ahead, a
+    window of queue.WINDOW, those of the shortest prompts start first.
 
     A sequence (list, tuple) of requests is checked before anything starts; an iterator is read, and checked, as slots
     get free, so that memory does not grow with its length.

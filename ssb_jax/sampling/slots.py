@@ -105,10 +105,11 @@ class Slots:
         return self._release(np.flatnonzero(rows.active & ~active))
 
     def compact(self, count: int, *, chunk: int) -> None:
-        """Goes on with fewer slots, enough for the sequences that run, and a cache that will do for two chunks."""
+        """Goes on with fewer slots, enough for the sequences that run, and the cache that two chunks need."""
         kept = [i for i, s in enumerate(self.sequences) if s is not None]
         places = np.array(kept + [kept[0]] * (count - len(kept)), np.int32)  # the rest are idle: any content will do
-        self._resize(places, max(self.length, self._needed(2 * chunk)))
+        need = self._needed(2 * chunk)
+        self._resize(places, self.length if need <= self.length < 2 * need else need)
         self.rows = jax.tree.map(lambda x: x[places], self.rows)
         self.rows.active[len(kept) :] = False
         self.sequences = [self.sequences[i] for i in kept] + [None] * (count - len(kept))
@@ -166,7 +167,7 @@ class Slots:
 
     def _copy(self, staged: KVCache, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies rows of a prefill into slots: `pairs` are (slot, row)."""
-        size = next(n for n in (1, 8, 64, self.count) if n >= min(len(pairs), self.count))  # few shapes
+        size = min(next(n for n in (1, 8, 64, self.count) if n >= len(pairs)), self.count)  # few shapes
         slots, sources = np.full(size, self.count, np.int32), np.zeros(size, np.int32)
         slots[: len(pairs)], sources[: len(pairs)] = np.array(pairs, np.int32).T
         cache, self.cache = self.cache, None
