@@ -167,7 +167,7 @@ class Slots:
 
     def _copy(self, staged: KVCache, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies rows of a prefill into slots: `pairs` are (slot, row)."""
-        size = min(next(n for n in (1, 8, 64, self.count) if n >= len(pairs)), self.count)  # few shapes
+        size = min(next(n for n in (1, 4, 16, 64, self.count) if n >= len(pairs)), self.count)  # few shapes
         slots, sources = np.full(size, self.count, np.int32), np.zeros(size, np.int32)
         slots[: len(pairs)], sources[: len(pairs)] = np.array(pairs, np.int32).T
         cache, self.cache = self.cache, None
