@@ -108,8 +108,7 @@ class Slots:
         """Goes on with fewer slots, enough for the sequences that run, and the cache that two chunks need."""
         kept = [i for i, s in enumerate(self.sequences) if s is not None]
         places = np.array(kept + [kept[0]] * (count - len(kept)), np.int32)  # the rest are idle: any content will do
-        need = self._needed(2 * chunk)
-        self._resize(places, self.length if need <= self.length < 2 * need else need)
+        self._resize(places, self._fitting(chunk, enough=2 * chunk))
         self.rows = jax.tree.map(lambda x: x[places], self.rows)
         self.rows.active[len(kept) :] = False
         self.sequences = [self.sequences[i] for i in kept] + [None] * (count - len(kept))
@@ -137,23 +136,28 @@ class Slots:
         for values, value in zip(jax.tree.leaves(rows.filters), jax.tree.leaves(stack_filters([params])), strict=True):
             values[slot] = value[0]
 
-    def _needed(self, steps: int) -> int:
-        """The length, by buckets, that the sequences need for so many steps more."""
+    def _fitting(self, chunk: int, *, enough: int) -> int:
+        """The length that the cache should have: its own if that will do for `enough` steps and is less than twice too
+        long, else one for two chunks, by buckets: a new length costs a copy, and the first time a compilation."""
         rows = self.rows
-        last = rows.position + np.minimum(steps, rows.limit - rows.count)
-        return bucket(int(last[rows.active].max()), SHORTEST_CACHE)
+
+        def needed(steps: int) -> int:
+            last = rows.position + np.minimum(steps, rows.limit - rows.count)
+            return bucket(int(last[rows.active].max()), SHORTEST_CACHE)
+
+        new = needed(2 * chunk)
+        return self.length if needed(enough) <= self.length < 2 * new else new
 
     def _fit(self, chunk: int) -> None:
-        """Makes the cache long enough for the next chunk. A length that it gets will do for two: each costs a copy, and
-        the first time a compilation. It shrinks by half or more, or not."""
-        need = self._needed(2 * chunk)
+        """Makes the cache long enough for the next chunk, or shorter by half or more."""
+        length = self._fitting(chunk, enough=chunk)
         if self.cache is None:
-            shape = {"batch": self.count, "length": need, "dtype": self.dtype, "parts": self.parts}
+            shape = {"batch": self.count, "length": length, "dtype": self.dtype, "parts": self.parts}
             self.cache = self.meter.timed(
-                "copy", f"cache of {self.count} x {need}", lambda: device.empty_cache(self.config, **shape)
+                "copy", f"cache of {self.count} x {length}", lambda: device.empty_cache(self.config, **shape)
             )
-        elif self._needed(chunk) > self.length or 2 * need <= self.length:
-            self._resize(None, need)
+        elif length != self.length:
+            self._resize(None, length)
 
     def _resize(self, places: np.ndarray | None, length: int) -> None:
         """One array after the other, so that only one of them is held twice at a time."""
